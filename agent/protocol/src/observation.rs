@@ -1,0 +1,183 @@
+//! What sinks get to see of traffic. Captured bytes end here: an [`Exchange`] holds only the fields
+//! that the contract names, and none of them can carry a query string, a credential or a body.
+
+/// Which side of the exchange the observed process is on: who sends the request is the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The process sent the request.
+    Client,
+    /// The process received the request.
+    Server,
+}
+
+impl Role {
+    /// The value of the `role` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// How an exchange ended. Every request head ends in exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Request and response are complete.
+    Matched,
+    /// The connection was reset in the middle.
+    Reset,
+    /// The connection ended in good order before the response did.
+    ClosedEarly,
+    /// The kernel gave up on the peer.
+    TimedOut,
+    /// The connection left HTTP: 101, or a 2xx answer to CONNECT.
+    Upgraded,
+    /// Bytes were lost and the exchange could not be told apart from the next one.
+    Resynchronized,
+    /// The agent forgot the connection to keep its memory bounded.
+    Evicted,
+    /// The head could not be parsed.
+    NotParsed,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 8] = [
+        Self::Matched,
+        Self::Reset,
+        Self::ClosedEarly,
+        Self::TimedOut,
+        Self::Upgraded,
+        Self::Resynchronized,
+        Self::Evicted,
+        Self::NotParsed,
+    ];
+
+    /// The value of the `outcome` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Matched => "matched",
+            Self::Reset => "reset",
+            Self::ClosedEarly => "closed_early",
+            Self::TimedOut => "timeout",
+            Self::Upgraded => "upgraded",
+            Self::Resynchronized => "resynchronized",
+            Self::Evicted => "evicted",
+            Self::NotParsed => "not_parsed",
+        }
+    }
+}
+
+/// When an exchange happened: `CLOCK_MONOTONIC`, nanoseconds, as the process read and wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// First byte of the request.
+    pub request_first_ns: u64,
+    /// Last byte of the request that passed.
+    pub request_last_ns: u64,
+    /// First byte of the (final, not 1xx) response; `None` when none came.
+    pub response_first_ns: Option<u64>,
+    /// Last byte of the response that passed, or the end of the connection.
+    pub response_last_ns: Option<u64>,
+}
+
+/// The W3C trace context of a request (`traceparent`, level 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceParent {
+    /// 16 bytes, not all zero.
+    pub trace_id: [u8; 16],
+    /// 8 bytes, not all zero.
+    pub parent_id: [u8; 8],
+    /// Bit 0: sampled.
+    pub flags: u8,
+}
+
+/// One request and what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exchange {
+    /// The observed process's side.
+    pub role: Role,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Method as sent; `_OTHER` for one that no RFC knows.
+    pub method: &'static str,
+    /// Raw path without query and fragment, at most 1 KiB; `*` and the authority of CONNECT as sent.
+    pub path: Box<str>,
+    /// Status code of the final response; `None` when it never came.
+    pub status: Option<u16>,
+    /// Minor version of the response, or of the request where no response came: 0 or 1.
+    pub http_minor_version: u8,
+    /// First and last bytes.
+    pub times: Times,
+    /// Bytes of the request's body as framed on the wire (chunk framing not counted); `None` if unknown.
+    pub request_body_bytes: Option<u64>,
+    /// Bytes of the response's body, likewise.
+    pub response_body_bytes: Option<u64>,
+    /// The `Host` header or the target's authority, without userinfo, at most 256 bytes.
+    pub host: Option<Box<str>>,
+    /// Trace context that the request carried.
+    pub trace_parent: Option<TraceParent>,
+    /// `X-Request-ID`, at most 128 bytes of visible ASCII.
+    pub request_id: Option<Box<str>>,
+    /// `X-Correlation-ID`, likewise.
+    pub correlation_id: Option<Box<str>>,
+    /// What the exchange was to an Elasticsearch or OpenSearch cluster.
+    pub elasticsearch: Option<Box<ElasticsearchCall>>,
+}
+
+/// Which product answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SearchProduct {
+    /// Elasticsearch.
+    Elasticsearch,
+    /// OpenSearch.
+    OpenSearch,
+}
+
+impl SearchProduct {
+    /// The value of `db.system.name`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Elasticsearch => "elasticsearch",
+            Self::OpenSearch => "opensearch",
+        }
+    }
+}
+
+/// `status` of a `_cluster/health` answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterHealth {
+    /// Some primary shards are missing.
+    Red,
+    /// Some replicas are missing.
+    Yellow,
+    /// All shards are there.
+    Green,
+}
+
+/// A call of the Elasticsearch REST API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ElasticsearchCall {
+    /// Who answers.
+    pub product: SearchProduct,
+    /// Endpoint id of the REST specification (`search`, `cluster.health`); `None` when unknown.
+    pub operation: Option<&'static str>,
+    /// The index expression; empty where the path has none.
+    pub collection: Box<str>,
+    /// `took` of the answer, milliseconds; `None` where it has none or it was not captured.
+    pub took_ms: Option<u64>,
+    /// `timed_out` of the answer.
+    pub timed_out: Option<bool>,
+    /// `errors` of a bulk answer.
+    pub errors: Option<bool>,
+    /// Operations in a bulk request, where all of its body was captured.
+    pub batch_size: Option<u64>,
+    /// Status of a `_cluster/health` answer.
+    pub cluster_health: Option<ClusterHealth>,
+    /// `cluster_name` of a `_cluster/health` answer.
+    pub cluster_name: Option<Box<str>>,
+}

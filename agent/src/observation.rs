@@ -1,0 +1,32 @@
+//! What the sinks receive: an exchange, and whose it was.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use protocol::observation::Exchange;
+
+use crate::process::Process;
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// TCP over IPv4 or IPv6; IPv4-mapped addresses are given as IPv4.
+    Inet(SocketAddr),
+    /// A Unix stream socket.
+    Unix,
+}
+
+/// A finished exchange with its process, its route and its two ends.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// What happened.
+    pub exchange: Exchange,
+    /// Route template: `http.route` of a server, `url.template` of a client. Never a raw path.
+    pub route: Arc<str>,
+    /// The process on whose side the exchange was seen.
+    pub process: Arc<Process>,
+    /// The process's own end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
+}

@@ -1,0 +1,10 @@
+//! Sinks turn observations into what people read. A sink knows observations, never probes.
+
+use crate::observation::Observation;
+
+/// One worker's handle on an exporter. Each worker has its own, so that `observe` needs no lock
+/// that another worker holds for long. It must not block.
+pub trait Sink: Send {
+    /// Takes in one finished exchange.
+    fn observe(&mut self, observation: &Observation);
+}

@@ -1,0 +1,258 @@
+//! Connections and the bytes that pass through them.
+//!
+//! A connection is one kernel socket (TCP or Unix stream) from the first byte that the tap saw to
+//! its end. It carries an id that the kernel side gives out and never reuses.
+
+/// Which way bytes move, as the process that owns the socket sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// Read by the process.
+    Ingress = 0,
+    /// Written by the process.
+    Egress = 1,
+}
+
+impl Direction {
+    /// The direction that `raw` stands for; `None` for a value that no program writes.
+    #[must_use]
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Ingress),
+            1 => Some(Self::Egress),
+            _ => None,
+        }
+    }
+
+    /// The other direction.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+}
+
+/// Address families as the kernel numbers them (`include/linux/socket.h`).
+pub mod family {
+    /// `AF_UNIX`
+    pub const UNIX: u16 = 1;
+    /// `AF_INET`
+    pub const INET: u16 = 2;
+    /// `AF_INET6`
+    pub const INET6: u16 = 10;
+}
+
+/// How far one direction of a connection has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Cursor {
+    /// Bytes that passed since the tap first saw the connection.
+    pub offset_bytes: u64,
+    /// When the last of them passed: `CLOCK_MONOTONIC`, nanoseconds; 0 when none did.
+    pub last_ns: u64,
+}
+
+/// Sent once, before the first [`SocketData`] of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectionOpened {
+    /// [`crate::RecordKind::ConnectionOpened`]
+    pub kind: u8,
+    /// Alignment only.
+    pub padding: [u8; 1],
+    /// One of [`family`].
+    pub family: u16,
+    /// Local port, host byte order; 0 for Unix sockets.
+    pub local_port: u16,
+    /// Remote port, host byte order; 0 for Unix sockets.
+    pub remote_port: u16,
+    /// Given out by the kernel side, never reused while the agent runs.
+    pub connection_id: u64,
+    /// Address of the kernel's `struct sock`: the key of the connection map.
+    pub socket: u64,
+    /// The socket's inode number, as in `/proc/PID/fd` and `/proc/net/tcp`.
+    pub inode: u64,
+    /// When the tap first saw the connection: `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// Process (user-space sense) whose call brought the connection to notice.
+    pub pid: u32,
+    /// Inode number of the socket's network namespace.
+    pub network_namespace: u32,
+    /// Local address; IPv4 in the first four bytes, all zero for Unix sockets.
+    pub local_address: [u8; 16],
+    /// Remote address, as `local_address`.
+    pub remote_address: [u8; 16],
+    /// Alignment only.
+    pub reserved: [u64; 1],
+    /// Bytes that had passed [ingress, egress] before the tap first saw the connection, where the
+    /// kernel tells (TCP); `u32::MAX` stands for "unknown or more".
+    pub earlier_bytes: [u32; 2],
+}
+
+/// Bits of [`SocketData::flags`].
+pub mod data_flags {
+    /// The captured bytes are the end of the segment, not its beginning.
+    pub const TAIL: u8 = 1;
+    /// Reading the process's memory failed: the bytes passed, but none could be captured.
+    pub const FAULT: u8 = 2;
+}
+
+/// A segment: the bytes that one call moved through a connection. The first `captured_len` of them
+/// follow this header in the record.
+///
+/// Segments inside long bodies are not sent; the next record of the connection carries how far
+/// each direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketData {
+    /// [`crate::RecordKind::SocketData`]
+    pub kind: u8,
+    /// A [`Direction`].
+    pub direction: u8,
+    /// See [`data_flags`].
+    pub flags: u8,
+    /// Alignment only.
+    pub padding: u8,
+    /// Bytes that follow the header.
+    pub captured_len: u32,
+    /// See [`ConnectionOpened::connection_id`].
+    pub connection_id: u64,
+    /// Process that made the call (user-space sense: the kernel's tgid).
+    pub pid: u32,
+    /// Thread that made the call.
+    pub tid: u32,
+    /// Offset of the segment's first byte in its direction's stream.
+    pub offset_bytes: u64,
+    /// Bytes that the call moved.
+    pub len_bytes: u64,
+    /// When it moved them: `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// When the last byte before `offset_bytes` passed; 0 when there was none.
+    pub previous_ns: u64,
+    /// How far the other direction has come.
+    pub opposite: Cursor,
+    /// Address of the kernel's `struct sock`: the key of the connection map.
+    pub socket: u64,
+}
+
+/// Why (half of) a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CloseReason {
+    /// An orderly end: FIN, EOF or close.
+    Fin = 0,
+    /// Reset by either side.
+    Reset = 1,
+    /// The kernel gave up on the peer.
+    Timeout = 2,
+    /// The kernel side gave the connection up: another socket took its place.
+    Replaced = 3,
+}
+
+impl CloseReason {
+    /// The reason that `raw` stands for; `None` for a value that no program writes.
+    #[must_use]
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Fin),
+            1 => Some(Self::Reset),
+            2 => Some(Self::Timeout),
+            3 => Some(Self::Replaced),
+            _ => None,
+        }
+    }
+}
+
+/// Bits of [`ConnectionClosed::directions`].
+pub mod closed {
+    /// No more bytes will be read.
+    pub const INGRESS: u8 = 1;
+    /// No more bytes will be written.
+    pub const EGRESS: u8 = 2;
+    /// The connection is gone.
+    pub const BOTH: u8 = INGRESS | EGRESS;
+}
+
+/// One or both directions of a connection have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectionClosed {
+    /// [`crate::RecordKind::ConnectionClosed`]
+    pub kind: u8,
+    /// See [`closed`].
+    pub directions: u8,
+    /// A [`CloseReason`].
+    pub reason: u8,
+    /// Alignment only.
+    pub padding: [u8; 5],
+    /// See [`ConnectionOpened::connection_id`].
+    pub connection_id: u64,
+    /// When it ended: `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// How far ingress (0) and egress (1) had come.
+    pub cursors: [Cursor; 2],
+}
+
+/// What the kernel side knows of a connection's protocol.
+pub mod protocol_state {
+    /// Nothing recognized yet.
+    pub const UNKNOWN: u8 = 0;
+    /// A message of HTTP/1 was seen.
+    pub const HTTP1: u8 = 1;
+    /// Neither HTTP nor TLS after its first segments: costs nothing from now on.
+    pub const OTHER: u8 = 2;
+    /// TLS: the bytes say nothing.
+    pub const TLS: u8 = 3;
+}
+
+/// Value of the connection map, keyed by the address of `struct sock`. The agent reads it to ask
+/// how far a long body has come.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ConnectionState {
+    /// See [`ConnectionOpened::connection_id`].
+    pub connection_id: u64,
+    /// See [`ConnectionOpened::inode`]; tells a reused address from the connection that had it.
+    pub inode: u64,
+    /// How far ingress (0) and egress (1) have come.
+    pub cursors: [Cursor; 2],
+    /// Bytes of the present run that may still be captured, a direction.
+    pub budget_bytes: [u32; 2],
+    /// Last bytes of each direction, newest in the least significant byte; read only to recognize
+    /// the end of a chunked body.
+    pub tail: [u64; 2],
+    /// Process that last moved bytes.
+    pub pid: u32,
+    /// One of [`family`].
+    pub family: u16,
+    /// Ring that this connection's records go to.
+    pub ring: u8,
+    /// One of [`protocol_state`].
+    pub protocol: u8,
+    /// Direction of the last segment, as [`Direction`]; 255 before the first.
+    pub last_direction: u8,
+    /// Segments at the start of a run that began no message.
+    pub strikes: u8,
+    /// See [`closed`]: what was told already.
+    pub closed: u8,
+    /// A [`CloseReason`] noted on the way to the end.
+    pub close_reason: u8,
+    /// Local and remote port, host byte order.
+    pub ports: [u16; 2],
+    /// Local and remote address, as in [`ConnectionOpened`].
+    pub addresses: [[u8; 16]; 2],
+    /// Inode number of the socket's network namespace.
+    pub network_namespace: u32,
+    /// Alignment only.
+    pub padding: u32,
+    /// Address of a Unix socket's peer; 0 otherwise.
+    pub peer_socket: u64,
+    /// When the tap first saw the connection.
+    pub opened_ns: u64,
+}
+
+// SAFETY: plain integers without implicit padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ConnectionState {}

@@ -1,0 +1,63 @@
+//! Losses on the kernel side: whatever was seen and could not be passed on, with its reason.
+
+/// Index into the per-CPU loss counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LossReason {
+    /// A socket record found its ring full.
+    RingFull = 0,
+    /// The connection map was full: the bytes of that connection go unseen.
+    ConnectionsFull = 1,
+    /// The process's memory could not be read, so that a segment has no captured bytes.
+    ReadFault = 2,
+    /// A marked call never reached `sys_exit` (io_uring, kernel threads): calls.
+    NoSyscall = 3,
+    /// A marked call that the tap does not read (splice and the like): calls.
+    UnknownSyscall = 4,
+    /// The mark of a thread could not be stored.
+    MarksFull = 5,
+    /// A process record found its ring full.
+    ProcessRingFull = 6,
+    /// A connection that turned out to be TLS: connections.
+    Tls = 7,
+    /// The stack counts were full: samples.
+    StacksFull = 8,
+    /// One call moved bytes through two sockets: calls of which only the last was kept.
+    MarkOverwritten = 9,
+}
+
+impl LossReason {
+    /// Every reason, in the order of its index.
+    pub const ALL: [Self; 10] = [
+        Self::RingFull,
+        Self::ConnectionsFull,
+        Self::ReadFault,
+        Self::NoSyscall,
+        Self::UnknownSyscall,
+        Self::MarksFull,
+        Self::ProcessRingFull,
+        Self::Tls,
+        Self::StacksFull,
+        Self::MarkOverwritten,
+    ];
+
+    /// Number of reasons, and of slots in the counter map.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The `stage` and `reason` labels of `telltale_losses_total`.
+    #[must_use]
+    pub const fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Self::RingFull => ("tap", "ring_full"),
+            Self::ConnectionsFull => ("tap", "connections_full"),
+            Self::ReadFault => ("tap", "read_fault"),
+            Self::NoSyscall => ("tap", "no_syscall"),
+            Self::UnknownSyscall => ("tap", "unknown_syscall"),
+            Self::MarksFull => ("tap", "marks_full"),
+            Self::ProcessRingFull => ("process", "ring_full"),
+            Self::Tls => ("tap", "tls"),
+            Self::StacksFull => ("sampler", "stacks_full"),
+            Self::MarkOverwritten => ("tap", "mark_overwritten"),
+        }
+    }
+}
