@@ -146,3 +146,9 @@ pub const MAX_RINGS: u32 = 8;
 // SAFETY: plain integers without padding; every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}
+
+impl Config {
+    /// What the object carries until the agent replaces it.
+    // SAFETY: integers alone; all zero is a value.
+    pub const EMPTY: Self = unsafe { core::mem::zeroed() };
+}
