@@ -275,7 +275,7 @@ mod tests {
         for (structure, path) in [
             ("sock", "no_such_member"),
             ("no_such_structure", "x"),
-            ("sock", "sk_userlocks"),
+            ("sock", "sk_kern_sock"),
         ] {
             let error = btf.offset(structure, path).unwrap_err().to_string();
             assert!(error.contains(path), "{error}");
