@@ -1,6 +1,9 @@
 //! The Telltale node agent: loads and attaches the kernel programs, drains what they see, knows
 //! the processes, and exports what it learned. `agent.rs` reads as the data flow.
 
+pub mod clock;
+pub mod health;
 pub mod observation;
 pub mod process;
+pub mod self_metrics;
 pub mod sink;
