@@ -1,8 +1,11 @@
 //! The Telltale node agent: loads and attaches the kernel programs, drains what they see, knows
 //! the processes, and exports what it learned. `agent.rs` reads as the data flow.
 
+pub mod clock;
 pub mod decode;
+pub mod health;
 pub mod observation;
 pub mod probes;
 pub mod process;
+pub mod self_metrics;
 pub mod sink;
