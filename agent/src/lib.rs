@@ -1,6 +1,10 @@
 //! The Telltale node agent: loads and attaches the kernel programs, drains what they see, knows
 //! the processes, and exports what it learned. `agent.rs` reads as the data flow.
 
+pub mod cli;
+pub mod config;
+pub mod logging;
 pub mod observation;
 pub mod process;
+pub mod selection;
 pub mod sink;
