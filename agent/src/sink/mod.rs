@@ -1,5 +1,6 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+pub mod otlp;
 pub mod prometheus;
 mod semantics;
 
