@@ -3,6 +3,7 @@
 pub mod otlp;
 pub mod prometheus;
 mod semantics;
+pub mod summary;
 
 use crate::observation::Observation;
 

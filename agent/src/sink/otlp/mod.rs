@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use super::{Sink, semantics};
 use crate::clock::Clock;
+use crate::config::OtlpProtocol;
 use crate::health::{Health, Status};
 use crate::observation::Observation;
 use crate::self_metrics::Losses;
@@ -31,20 +32,11 @@ use export::Exporter;
 mod export;
 mod span;
 
-/// Transport of OTLP, as `OTEL_EXPORTER_OTLP_PROTOCOL` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtlpProtocol {
-    /// `grpc`
-    Grpc,
-    /// `http/protobuf`
-    HttpProtobuf,
-}
-
 /// Where spans go, and how many may wait.
 #[derive(Clone, Debug)]
 pub struct OtlpOptions {
-    /// URL of the collector, `http://HOST:PORT`. For `http/protobuf` it is the base URL:
-    /// `/v1/traces` is added unless it ends in that.
+    /// Where requests go: the collector's URL for gRPC, the full URL (`…/v1/traces`) for
+    /// `http/protobuf`.
     pub endpoint: String,
     /// Transport.
     pub protocol: OtlpProtocol,
@@ -203,7 +195,7 @@ impl Sink for OtlpWorker {
 
 /// Builds the exporter. Retries with backoff, and which errors are worth one, are the exporter's.
 fn build(options: &OtlpOptions) -> Result<SpanExporter, OtlpError> {
-    let endpoint = checked_endpoint(options)?;
+    check_endpoint(options)?;
     let retry = RetryPolicy::recommended()
         .with_max_retries(usize::MAX)
         .with_max_delay(Duration::from_secs(5));
@@ -219,7 +211,7 @@ fn build(options: &OtlpOptions) -> Result<SpanExporter, OtlpError> {
     let exporter = match options.protocol {
         OtlpProtocol::Grpc => SpanExporter::builder()
             .with_tonic()
-            .with_endpoint(endpoint)
+            .with_endpoint(&options.endpoint)
             .with_timeout(options.timeout)
             .with_metadata(tonic::metadata::MetadataMap::from_headers(headers))
             .with_retry_policy(retry)
@@ -227,7 +219,7 @@ fn build(options: &OtlpOptions) -> Result<SpanExporter, OtlpError> {
         OtlpProtocol::HttpProtobuf => SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(endpoint)
+            .with_endpoint(&options.endpoint)
             .with_timeout(options.timeout)
             .with_headers(options.headers.iter().cloned().collect())
             .with_retry_policy(retry)
@@ -236,8 +228,7 @@ fn build(options: &OtlpOptions) -> Result<SpanExporter, OtlpError> {
     Ok(exporter)
 }
 
-/// The URL that the exporter gets.
-fn checked_endpoint(options: &OtlpOptions) -> Result<String, OtlpError> {
+fn check_endpoint(options: &OtlpOptions) -> Result<(), OtlpError> {
     let bad = |reason: &str| OtlpError::BadEndpoint {
         endpoint: options.endpoint.clone(),
         reason: reason.to_owned(),
@@ -261,11 +252,7 @@ fn checked_endpoint(options: &OtlpOptions) -> Result<String, OtlpError> {
     if uri.query().is_some() {
         return Err(bad("it must not have a query"));
     }
-    let base = options.endpoint.trim_end_matches('/');
-    Ok(match options.protocol {
-        OtlpProtocol::HttpProtobuf if !base.ends_with("/v1/traces") => format!("{base}/v1/traces"),
-        OtlpProtocol::HttpProtobuf | OtlpProtocol::Grpc => base.to_owned(),
-    })
+    Ok(())
 }
 
 #[cfg(test)]

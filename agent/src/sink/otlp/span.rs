@@ -35,6 +35,19 @@ pub(super) fn resource(process: &Process, host_name: &str) -> Resource {
     if let Some(container) = &process.container_id {
         attributes.push(KeyValue::new("container.id", container.to_string()));
     }
+    if let Some(pod) = &process.pod {
+        attributes.push(KeyValue::new("k8s.pod.uid", pod.uid.to_string()));
+        for (key, value) in [
+            ("k8s.pod.name", &pod.name),
+            ("k8s.namespace.name", &pod.namespace),
+        ] {
+            attributes.extend(
+                value
+                    .as_ref()
+                    .map(|value| KeyValue::new(key, value.to_string())),
+            );
+        }
+    }
     // Empty: the SDK's own detectors describe the agent, not the process that was observed.
     Resource::builder_empty()
         .with_attributes(attributes)
