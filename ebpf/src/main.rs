@@ -4,6 +4,7 @@
 
 mod maps;
 mod process;
+mod sample;
 
 /// The helpers that read kernel memory are for GPL-compatible programs alone.
 #[unsafe(link_section = "license")]
