@@ -2,5 +2,6 @@
 //! the processes, and exports what it learned. `agent.rs` reads as the data flow.
 
 pub mod observation;
+pub mod probes;
 pub mod process;
 pub mod sink;
