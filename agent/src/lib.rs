@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod decode;
 pub mod health;
+pub mod http;
 pub mod logging;
 pub mod observation;
 pub mod probes;
