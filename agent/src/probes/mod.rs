@@ -8,6 +8,7 @@ pub mod load;
 pub mod maps;
 pub mod mounts;
 pub mod offsets;
+pub mod programs;
 pub mod ring;
 pub mod sampler;
 
