@@ -5,3 +5,4 @@ pub mod observation;
 pub mod probes;
 pub mod process;
 pub mod sink;
+pub mod symbolize;
