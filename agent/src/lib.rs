@@ -4,5 +4,6 @@
 pub mod observation;
 pub mod probes;
 pub mod process;
+pub mod profiler;
 pub mod sink;
 pub mod symbolize;

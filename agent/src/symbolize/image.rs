@@ -7,6 +7,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use profile::Thread;
+
 use super::executable::{Executable, FileIdentity};
 use super::maps::{self, MapsEntry};
 
@@ -24,6 +26,17 @@ pub struct ImageKey {
     pub pid: u32,
     /// See `SampleKey::image`.
     pub image: u64,
+}
+
+impl ImageKey {
+    /// The image that a thread ran.
+    #[must_use]
+    pub fn of(thread: &Thread) -> Self {
+        Self {
+            pid: thread.pid,
+            image: thread.image,
+        }
+    }
 }
 
 /// Backing of an executable range.

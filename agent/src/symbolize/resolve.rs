@@ -18,8 +18,8 @@ pub struct Request {
     pub counted: Vec<Counted>,
     /// What the sampled processes had mapped.
     pub images: HashMap<ImageKey, Image>,
-    /// Service of each pid.
-    pub services: HashMap<u32, Arc<str>>,
+    /// Service of each process image.
+    pub services: HashMap<ImageKey, Arc<str>>,
 }
 
 /// Parts of a [`profile::Profile`].
@@ -71,7 +71,10 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                 count,
                 pid: thread.pid,
                 tid: thread.tid,
-                service: Arc::clone(services.get(&thread.pid).unwrap_or(&unknown)),
+                service: services
+                    .get(&ImageKey::of(&thread))
+                    .unwrap_or(&unknown)
+                    .clone(),
                 thread: thread.name,
             },
         )
