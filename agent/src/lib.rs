@@ -11,6 +11,8 @@ pub mod logging;
 pub mod observation;
 pub mod probes;
 pub mod process;
+pub mod profiler;
 pub mod selection;
 pub mod self_metrics;
 pub mod sink;
+pub mod symbolize;
