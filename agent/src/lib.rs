@@ -3,9 +3,11 @@
 
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod decode;
 pub mod health;
+pub mod http;
 pub mod logging;
 pub mod observation;
 pub mod probes;

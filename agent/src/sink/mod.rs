@@ -1,8 +1,14 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+pub mod flamegraph;
 pub mod otlp;
+pub mod pprof;
+#[cfg(test)]
+mod profile_fixture;
+pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod speedscope;
 pub mod summary;
 
 use crate::observation::Observation;
