@@ -44,7 +44,11 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Check(args) => {
             let report = check::check(Config::from_check(&args)?.tap.into());
             print!("{}", report.to_text());
-            Ok(if report.is_able() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if report.is_able() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
     }
 }

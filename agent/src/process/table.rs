@@ -133,11 +133,11 @@ impl ProcessTable {
         entries.insert(exec.pid, entry);
     }
 
-    /// Takes in an exit event of `time_ns` (`CLOCK_MONOTONIC`). The process is kept for a minute:
-    /// observations of what it did last may still be on their way.
-    pub fn handle_exit(&self, pid: u32, time_ns: u64) {
+    /// Takes in an exit event. The process is kept for a minute: observations of what it did last
+    /// may still be on their way.
+    pub fn handle_exit(&self, pid: u32) {
         if let Some(entry) = self.write().get_mut(&pid) {
-            entry.ended_ns = Some(time_ns);
+            entry.ended_ns = Some(monotonic_ns());
         }
     }
 

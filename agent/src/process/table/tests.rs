@@ -195,7 +195,7 @@ fn a_process_that_was_never_seen_is_unknown_and_counted_once() {
 fn a_short_lived_process_is_named_by_its_exec_event() {
     let (_root, table) = table(&[]);
     table.handle_exec(&exec(50, "curl"), b"/usr/bin/curl\0-s\0http://127.0.0.1/\0");
-    table.handle_exit(50, monotonic_ns());
+    table.handle_exit(50);
     check_name(&table, 50, "curl", NameSource::Executable);
     assert_eq!(table.lookup(50).command_line[1], "-s");
     table.handle_exec(&exec(51, "python3"), b"python3\0-m\0orders.main\0");
@@ -227,7 +227,7 @@ fn an_exec_replaces_the_process_and_an_exit_keeps_it() {
     assert!(table.ports(60).is_empty());
 
     fs::remove_dir_all(root.path().join("60")).unwrap();
-    table.handle_exit(60, monotonic_ns());
+    table.handle_exit(60);
     check_name(&table, 60, "nginx", NameSource::Executable);
     assert!(table.list().is_empty());
 }
@@ -236,7 +236,7 @@ fn an_exec_replaces_the_process_and_an_exit_keeps_it() {
 fn a_reused_pid_is_another_process() {
     let (root, table) = table(&[python(70)]);
     check_name(&table, 70, "orders", NameSource::Script);
-    table.handle_exit(70, monotonic_ns());
+    table.handle_exit(70);
     Fake {
         zombie: true,
         ..python(70)
@@ -285,8 +285,8 @@ fn the_table_is_bounded_and_ended_processes_go_first() {
     for pid in 1..=8 {
         table.handle_exec(&exec(pid, "sleep"), b"sleep\0");
     }
-    table.handle_exit(7, monotonic_ns());
-    table.handle_exit(8, monotonic_ns());
+    table.handle_exit(7);
+    table.handle_exit(8);
     table.handle_exec(&exec(9, "sleep"), b"sleep\0");
     assert!(table.len() <= 8);
     let left: BTreeSet<u32> = table.read().keys().copied().collect();
@@ -324,7 +324,7 @@ fn proc_is_read_when_somebody_asks_for_a_process_that_exec_told_of() {
 fn an_exit_that_belonged_to_the_pids_former_owner_ends_nobody() {
     let (_root, table) = table(&[python(93)]);
     let before = table.lookup(93);
-    table.handle_exit(93, monotonic_ns());
+    table.handle_exit(93);
     assert!(table.list().is_empty());
     assert!(Arc::ptr_eq(&before, &table.lookup(93)));
     assert_eq!(table.list().len(), 1);
