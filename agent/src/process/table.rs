@@ -147,11 +147,12 @@ impl ProcessTable {
         let mut running = self.reader.pids();
         running.sort_unstable();
         for &pid in &running {
-            let start_ticks = self
+            let known = self
                 .read()
                 .get(&pid)
-                .and_then(|entry| entry.is_settled().then_some(entry.process.start_ticks));
-            let same = start_ticks.is_some() && start_ticks == self.reader.start_ticks(pid);
+                .and_then(|entry| entry.is_settled().then(|| Arc::clone(&entry.process)));
+            // The exec of one that was read before may have been lost, or come before the probe.
+            let same = known.is_some_and(|process| self.reader.is_unchanged(&process));
             if !same && let Some(process) = self.reader.read(pid) {
                 self.replace(process);
             }

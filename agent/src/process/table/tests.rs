@@ -276,6 +276,16 @@ fn a_scan_finds_what_runs_and_what_has_gone() {
     table.scan();
     assert_eq!(pids(&table), [81, 82]);
     check_name(&table, 81, "next", NameSource::Script);
+
+    // An exec that no event told of: before the probe was there, or lost.
+    Fake {
+        executable: "/usr/sbin/nginx",
+        command_line: &["nginx"],
+        ..python(82)
+    }
+    .write(root.path());
+    table.scan();
+    check_name(&table, 82, "nginx", NameSource::Executable);
 }
 
 #[test]
