@@ -144,6 +144,7 @@ impl ProcessTable {
     /// Takes in every process of `/proc`, and marks those as ended whose exit went unseen. For
     /// the start, and once a minute.
     pub fn scan(&self) {
+        let began_ns = monotonic_ns();
         let mut running = self.reader.pids();
         running.sort_unstable();
         for &pid in &running {
@@ -161,7 +162,8 @@ impl ProcessTable {
         let mut entries = self.write();
         entries.retain(|_, entry| !entry.has_expired(now_ns));
         for (pid, entry) in entries.iter_mut() {
-            if entry.ended_ns.is_none() && running.binary_search(pid).is_err() {
+            let is_listed = entry.since_ns >= began_ns || running.binary_search(pid).is_ok();
+            if entry.ended_ns.is_none() && !is_listed {
                 entry.ended_ns = Some(now_ns);
             }
         }
