@@ -6,6 +6,8 @@ mod command;
 mod ebpf;
 mod host;
 mod paths;
+mod run;
+mod test;
 
 use std::process::ExitCode;
 
@@ -24,11 +26,21 @@ enum Task {
     /// Get the toolchain of the kernel programs; build them; verify the committed object
     #[command(subcommand)]
     Ebpf(ebpf::Ebpf),
+    /// Build the agent and start it on this host, by sudo where needed
+    Run {
+        /// Flags of `telltale run`
+        #[arg(last = true)]
+        flags: Vec<String>,
+    },
+    /// Install what the tests need, telling what, and run them all
+    Test(test::Test),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Ebpf(task) => ebpf::main(&task),
+        Task::Run { flags } => run::run(&flags).map(|()| ExitCode::SUCCESS),
+        Task::Test(arguments) => test::test(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
