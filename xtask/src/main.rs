@@ -2,6 +2,7 @@
 //!
 //! Depends on no other crate of the workspace: it has to build when they do not.
 
+mod bench;
 mod command;
 mod ebpf;
 mod host;
@@ -34,6 +35,8 @@ enum Task {
     },
     /// Install what the tests need, telling what, and run them all
     Test(test::Test),
+    /// Measure what the agent costs nginx under wrk, and whether it counts every request
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Ebpf(task) => ebpf::main(&task),
         Task::Run { flags } => run::run(&flags).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),
+        Task::Bench(arguments) => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
