@@ -4,6 +4,7 @@
 //! clock and no socket, and nothing in it panics on any input.
 #![forbid(unsafe_code)]
 
+pub mod elasticsearch;
 pub mod observation;
 
 pub use ebpf_common::connection::{CloseReason, Cursor, Direction};
