@@ -15,6 +15,8 @@ use crate::paths;
 /// The object is committed and embedded: it has to stay small.
 const MAX_OBJECT_BYTES: usize = 200_000;
 
+const TARGET: &str = "bpfel-unknown-none";
+
 /// The kernel's calling convention for saved registers differs by architecture.
 const TARGET_ARCH: &str = "x86_64";
 
@@ -26,13 +28,36 @@ pub(crate) fn build_and_write() -> Result<()> {
     let toolchain = Toolchain::get()?;
     let object = build(&toolchain, &paths::target().join("ebpf"))?;
     fs::write(committed_object(), &object)?;
-    fs::write(record::path(), record::text(&toolchain.versions()?))?;
+    fs::write(record::path(), record::here(&toolchain)?)?;
     println!(
         "wrote {}: {}",
         committed_object().display(),
         description(&object)?
     );
     Ok(())
+}
+
+/// Clippy with warnings as errors.
+///
+/// # Errors
+/// When it finds something or the build fails.
+pub(crate) fn clippy() -> Result<()> {
+    let toolchain = Toolchain::get()?;
+    let target = paths::target().join("ebpf");
+    run(toolchain
+        .cargo()
+        .args(["fetch", "--locked"])
+        .current_dir(paths::ebpf()))?;
+    let mut clippy = toolchain.clippy();
+    clippy
+        .current_dir(paths::ebpf())
+        .args(["--release", "--locked"]);
+    clippy
+        .args(["--target", TARGET])
+        .args(toolchain.cargo_arguments());
+    clippy.env("CARGO_TARGET_DIR", &target);
+    clippy.env("CARGO_ENCODED_RUSTFLAGS", rustflags(&toolchain, &target)?);
+    run(clippy.args(["--", "-D", "warnings"]))
 }
 
 /// Where the committed object is.
@@ -77,7 +102,7 @@ pub(crate) fn build(toolchain: &Toolchain, target: &Path) -> Result<Vec<u8>> {
     run(&mut cargo)?;
 
     // Kernel and loader need BTF and symbols; DWARF, which BTF was made from, is four fifths.
-    let built = target.join("bpfel-unknown-none/release/telltale-bpf");
+    let built = target.join(TARGET).join("release/telltale-bpf");
     let stripped = target.join("telltale.bpf.o");
     let objcopy = toolchain.objcopy()?;
     run(toolchain

@@ -3,6 +3,7 @@
 mod build;
 mod object_file;
 mod record;
+mod sources;
 mod toolchain;
 mod verify;
 
@@ -24,6 +25,8 @@ pub(crate) enum Ebpf {
     },
     /// Build the kernel programs and write ebpf/telltale.bpf.o, which the agent embeds
     Build,
+    /// Run clippy on the kernel programs, with warnings as errors
+    Clippy,
     /// Fail when ebpf/telltale.bpf.o is not what the sources give
     ///
     /// Exit status: 0 the same bytes; 1 different, or no build; 3 not verified, because the
@@ -35,6 +38,7 @@ pub(crate) fn main(task: &Ebpf) -> Result<ExitCode> {
     match task {
         Ebpf::Toolchain { from } => toolchain::install(*from)?,
         Ebpf::Build => build::build_and_write()?,
+        Ebpf::Clippy => build::clippy()?,
         Ebpf::Verify => return verify::verify(),
     }
     Ok(ExitCode::SUCCESS)

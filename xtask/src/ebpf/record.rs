@@ -1,4 +1,4 @@
-//! `ebpf/telltale.bpf.toolchain`: which tools gave the committed object.
+//! `ebpf/telltale.bpf.toolchain`: which tools and sources gave the committed object.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,30 +6,31 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use super::sources;
+use super::toolchain::Toolchain;
 use crate::paths;
 
-/// Tools and their versions, in the order of the file.
-pub(crate) type Versions = Vec<(&'static str, String)>;
-
 const HEADER: &str = "\
-# The tools that built telltale.bpf.o: written by `cargo xtask ebpf build`,
+# What telltale.bpf.o was built from: written by `cargo xtask ebpf build`,
 # compared by `cargo xtask ebpf verify`.
 ";
+
+/// The name of the line with the sources' fingerprint.
+const SOURCES: &str = "sources";
 
 /// Where the record is.
 pub(crate) fn path() -> PathBuf {
     paths::ebpf().join("telltale.bpf.toolchain")
 }
 
-/// The record's text for these versions.
-pub(crate) fn text(versions: &Versions) -> String {
-    versions
-        .iter()
-        .fold(HEADER.to_owned(), |mut text, (tool, version)| {
-            // Writing into a string cannot fail.
-            let _ = writeln!(text, "{tool} {version}");
-            text
-        })
+/// The record's text for this toolchain and the sources as they are.
+///
+/// # Errors
+/// When a tool does not run or a source cannot be read.
+pub(crate) fn here(toolchain: &Toolchain) -> Result<String> {
+    let mut lines = toolchain.versions()?;
+    lines.push((SOURCES, sources::fingerprint()?));
+    Ok(text(&lines))
 }
 
 /// The committed record's text.
@@ -40,21 +41,45 @@ pub(crate) fn committed() -> Result<String> {
     fs::read_to_string(path()).with_context(|| format!("cannot read {}", path().display()))
 }
 
-/// The lines in which two records differ, as `recorded … here …`.
-pub(crate) fn differences(recorded: &str, here: &str) -> Vec<String> {
+/// What differs between the record and this build.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Differences {
+    /// The sources changed after the object was built.
+    pub(crate) sources: bool,
+    /// Tools of another version, as `recorded … here …`.
+    pub(crate) tools: Vec<String>,
+}
+
+/// Compares two records.
+pub(crate) fn differences(recorded: &str, here: &str) -> Differences {
     let lines = |text: &str| {
-        text.lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect::<Vec<_>>()
     };
     let (recorded, here) = (lines(recorded), lines(here));
     let missing = recorded.iter().filter(|line| !here.contains(line));
     let added = here.iter().filter(|line| !recorded.contains(line));
-    missing
-        .map(|line| format!("recorded: {line}"))
-        .chain(added.map(|line| format!("here:     {line}")))
-        .collect()
+    let (sources, tools): (Vec<_>, Vec<_>) = missing
+        .map(|line| ("recorded", line))
+        .chain(added.map(|line| ("here", line)))
+        .partition(|(_, line)| line.starts_with(SOURCES));
+    let tools = tools
+        .into_iter()
+        .map(|(whose, line)| format!("{whose:<9} {line}"));
+    Differences {
+        sources: !sources.is_empty(),
+        tools: tools.collect(),
+    }
+}
+
+fn text(lines: &[(&str, String)]) -> String {
+    lines
+        .iter()
+        .fold(HEADER.to_owned(), |mut text, (name, value)| {
+            // Writing into a string cannot fail.
+            let _ = writeln!(text, "{name} {value}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -62,14 +87,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_tools_that_differ_are_told() {
-        let versions =
-            |linker: &str| vec![("rustc", "1".to_owned()), ("linker", linker.to_owned())];
-        let (recorded, here) = (text(&versions("2")), text(&versions("3")));
-        assert_eq!(differences(&recorded, &recorded), Vec::<String>::new());
+    fn sources_and_tools_are_told_apart() {
+        let record = |linker: &str, sources: &str| {
+            text(&[
+                ("rustc", "1".into()),
+                ("linker", linker.into()),
+                (SOURCES, sources.into()),
+            ])
+        };
+        let same = differences(&record("2", "a"), &record("2", "a"));
         assert_eq!(
-            differences(&recorded, &here),
-            ["recorded: linker 2", "here:     linker 3"]
+            same,
+            Differences {
+                sources: false,
+                tools: vec![]
+            }
+        );
+        let tools = vec![
+            "recorded  linker 2".to_owned(),
+            "here      linker 3".to_owned(),
+        ];
+        let other_tools = differences(&record("2", "a"), &record("3", "a"));
+        assert_eq!(
+            other_tools,
+            Differences {
+                sources: false,
+                tools: tools.clone()
+            }
+        );
+        let both = differences(&record("2", "a"), &record("3", "b"));
+        assert_eq!(
+            both,
+            Differences {
+                sources: true,
+                tools
+            }
         );
     }
 }

@@ -21,12 +21,13 @@ use crate::{host, paths};
 const BPF_LINKER: &str = "0.13.0";
 
 /// The Debian packages and the versions that the committed object was built with.
-const DEBIAN_PACKAGES: [(&str, &str); 6] = [
+const DEBIAN_PACKAGES: [(&str, &str); 7] = [
     ("rustc-web", "1.96.0+dfsg1-1~deb12u2"),
     ("libstd-rust-web-1.96", "1.96.0+dfsg1-1~deb12u2"),
     // Libraries for the host: the programs' procedural macros and build scripts need them.
     ("libstd-rust-web-dev", "1.96.0+dfsg1-1~deb12u2"),
     ("libstd-rust-web-dev-bpf", "1.96.0+dfsg1-1~deb12u2"),
+    ("rust-web-clippy", "1.96.0+dfsg1-1~deb12u2"),
     ("libllvm22", "1:22.1.8-1~deb12u1"),
     // llvm-objcopy.
     ("llvm-22", "1:22.1.8-1~deb12u1"),
@@ -56,14 +57,16 @@ pub(crate) fn install(origin: Origin) -> Result<()> {
     let folder = paths::toolchain();
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let toolchain = Toolchain { folder, origin };
+    let relink = Toolchain::installed().is_some_and(|installed| installed.origin != origin);
+    // Written back last: a folder without it counts as no toolchain.
+    let _ = fs::remove_file(toolchain.folder.join("origin"));
     match origin {
-        Origin::Debian => toolchain.install_debian()?,
-        Origin::Rustup => toolchain.install_rustup()?,
+        Origin::Debian => toolchain.install_debian(relink)?,
+        Origin::Rustup => toolchain.install_rustup(relink)?,
     }
     toolchain
         .versions()
         .context("the toolchain was installed and does not run")?;
-    // Written last: a folder without it counts as no toolchain.
     fs::write(toolchain.folder.join("origin"), format!("{origin:?}\n"))?;
     println!(
         "toolchain of the kernel programs: {}",
@@ -166,6 +169,24 @@ impl Toolchain {
         command
     }
 
+    /// Clippy for kernel programs, set up as [`Self::cargo`].
+    pub(crate) fn clippy(&self) -> Command {
+        let mut command = self.cargo();
+        if self.origin == Origin::Debian {
+            // cargo's own subcommand would be the one of cargo's toolchain, for another compiler.
+            let mut clippy = Command::new(self.folder.join("debian/usr/bin/cargo-clippy"));
+            for (name, value) in command.get_envs() {
+                match value {
+                    Some(value) => clippy.env(name, value),
+                    None => clippy.env_remove(name),
+                };
+            }
+            command = clippy;
+        }
+        command.arg("clippy");
+        command
+    }
+
     /// What cargo needs beside the flags that every toolchain takes.
     pub(crate) fn cargo_arguments(&self) -> &'static [&'static str] {
         match self.origin {
@@ -227,7 +248,7 @@ impl Toolchain {
         }
     }
 
-    fn install_debian(&self) -> Result<()> {
+    fn install_debian(&self, relink: bool) -> Result<()> {
         if !cfg!(target_arch = "x86_64") || host::find("apt-get").is_none() {
             bail!("Debian's packages need Debian on x86-64; try `--from rustup`");
         }
@@ -256,6 +277,8 @@ impl Toolchain {
                 .args(&wanted)
                 .current_dir(downloads.path()))?;
             if unpacked.exists() {
+                // The stamp first: what is left of an interrupted run counts as nothing.
+                let _ = fs::remove_file(&stamp);
                 fs::remove_dir_all(&unpacked)?;
             }
             for package in fs::read_dir(downloads.path())? {
@@ -279,10 +302,10 @@ impl Toolchain {
                 &link,
             )?;
         }
-        self.install_linker(&llvm, "$ORIGIN/../debian/usr/lib/x86_64-linux-gnu")
+        self.install_linker(&llvm, "$ORIGIN/../debian/usr/lib/x86_64-linux-gnu", relink)
     }
 
-    fn install_rustup(&self) -> Result<()> {
+    fn install_rustup(&self, relink: bool) -> Result<()> {
         let sysroot = nightly_sysroot()?;
         if !sysroot.join("lib/rustlib/src/rust/library/core").exists() {
             bail!(
@@ -298,11 +321,11 @@ impl Toolchain {
         let link = llvm.join("lib/libLLVM.so");
         let _ = fs::remove_file(&link);
         symlink(&library, &link)?;
-        self.install_linker(&llvm, &sysroot.join("lib").to_string_lossy())
+        self.install_linker(&llvm, &sysroot.join("lib").to_string_lossy(), relink)
     }
 
     /// Builds bpf-linker against the `lib/libLLVM.so` in `llvm`, which it finds again by `rpath`.
-    fn install_linker(&self, llvm: &Path, rpath: &str) -> Result<()> {
+    fn install_linker(&self, llvm: &Path, rpath: &str, relink: bool) -> Result<()> {
         let version = output(self.command(&self.rustc()?).arg("-vV"))?;
         let major = version
             .lines()
@@ -316,6 +339,10 @@ impl Toolchain {
             &format!("llvm-{major}"),
         ]);
         command.arg("--root").arg(&self.folder);
+        if relink {
+            // The one that is there was linked with another toolchain's LLVM.
+            command.arg("--force");
+        }
         command.env("CARGO_TARGET_DIR", paths::target().join("bpf-linker"));
         command.env("LLVM_PREFIX", llvm);
         command.env("RUSTFLAGS", format!("-Clink-arg=-Wl,-rpath,{rpath}"));

@@ -36,9 +36,8 @@ pub(crate) fn verify() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let here = record::text(&toolchain.versions()?);
-    let differences = record::differences(&record::committed()?, &here);
-    if differences.is_empty() {
+    let differences = record::differences(&record::committed()?, &record::here(&toolchain)?);
+    if differences.sources || differences.tools.is_empty() {
         bail!(
             "{} is not what the sources give ({} bytes committed, {} built): run \
              `cargo xtask ebpf build` and commit it",
@@ -48,13 +47,13 @@ pub(crate) fn verify() -> Result<ExitCode> {
         );
     }
     println!(
-        "NOT VERIFIED: the sources build, but with other tools than the committed object, and the \
-         bytes differ:\n  {}\n\
-         The recorded ones come from `cargo xtask ebpf toolchain`, while Debian's archive has \
-         them. When it no longer does: rebuild the object with the present ones by \
-         `cargo xtask ebpf build`, run the tests, and commit ebpf/telltale.bpf.o with \
-         ebpf/telltale.bpf.toolchain; pin the new packages in xtask/src/ebpf/toolchain.rs.",
-        differences.join("\n  "),
+        "NOT VERIFIED: the sources build and are those of the committed object, which other tools \
+         built, so that the bytes differ:\n  {}\n\
+         `cargo xtask ebpf toolchain` gets the recorded ones while Debian's archive has them. When \
+         it no longer does: pin the present packages in xtask/src/ebpf/toolchain.rs, run \
+         `cargo xtask ebpf build` and the tests, and commit ebpf/telltale.bpf.o together with \
+         ebpf/telltale.bpf.toolchain.",
+        differences.tools.join("\n  "),
     );
     Ok(ExitCode::from(NOT_VERIFIED))
 }
