@@ -1,5 +1,6 @@
 //! `cargo xtask run`: the agent on this host, from its sources.
 
+use std::env;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +14,9 @@ use crate::{host, paths};
 const DEFAULT_LISTEN: &str = "127.0.0.1:9464";
 
 /// Variables that configure the agent: sudo would drop them.
-const KEPT_VARIABLES: &str = "OTEL_EXPORTER_OTLP_ENDPOINT,OTEL_EXPORTER_OTLP_PROTOCOL,\
-    OTEL_EXPORTER_OTLP_HEADERS,OTEL_SERVICE_NAME,RUST_BACKTRACE";
+const KEPT_VARIABLES: &str = "TELLTALE_CONFIG,TELLTALE_LISTEN,TELLTALE_LOG_FORMAT,\
+    TELLTALE_LOG_LEVEL,OTEL_EXPORTER_OTLP_ENDPOINT,OTEL_EXPORTER_OTLP_PROTOCOL,\
+    OTEL_EXPORTER_OTLP_HEADERS,RUST_BACKTRACE";
 
 /// Builds the agent and becomes it, as root. `flags` are those of `telltale run`.
 ///
@@ -36,8 +38,11 @@ pub(crate) fn run(flags: &[String]) -> Result<()> {
         command
     };
     command.arg("run").args(flags);
-    let listen = listen_address(flags).unwrap_or(DEFAULT_LISTEN);
-    println!("\n  Look at   http://{listen}/");
+    let from_variable = env::var("TELLTALE_LISTEN").ok();
+    let listen = listen_address(flags)
+        .or(from_variable.as_deref())
+        .unwrap_or(DEFAULT_LISTEN);
+    println!("\n  Look at   http://{listen}/ (unless a configuration file says otherwise)");
     println!("  Metrics   http://{listen}/metrics");
     println!("  Stop      Ctrl-C\n");
     println!("$ {}", shown(&command));

@@ -76,12 +76,7 @@ fn tools() -> PathBuf {
 
 impl Folder {
     fn path(&self) -> PathBuf {
-        tools().join(match self.recipe {
-            Recipe::Python => "venv",
-            Recipe::Node => "node",
-            Recipe::Go => "collector",
-            Recipe::Maven => "opensearch",
-        })
+        tools().join(self.name)
     }
 
     /// What its variable holds.

@@ -17,38 +17,38 @@ pub(crate) struct Program {
 }
 
 pub(crate) const PROGRAMS: &[Program] = &[
-    // Servers and loads.
+    // Servers and clients.
     Program {
         name: "nginx",
         package: "nginx-light",
-        suites: &["http", "lifecycle", "failures"],
+        suites: SERVERS,
     },
     Program {
         name: "curl",
         package: "curl",
-        suites: &["http", "lifecycle", "monitoring"],
+        suites: SERVERS,
     },
     // The monitoring side.
     Program {
         name: "prometheus",
         package: "prometheus",
-        suites: &["monitoring"],
+        suites: COLLECTOR,
     },
     Program {
         name: "promtool",
         package: "prometheus",
-        suites: &["monitoring"],
+        suites: COLLECTOR,
     },
     // Privileges and the kernel's own view.
     Program {
         name: "setpriv",
         package: "util-linux",
-        suites: &["failures"],
+        suites: SERVERS,
     },
     Program {
         name: "bpftool",
         package: "bpftool",
-        suites: &["lifecycle", "failures"],
+        suites: SERVERS,
     },
     // What the folders below are made with.
     Program {
@@ -71,21 +71,38 @@ pub(crate) const PROGRAMS: &[Program] = &[
         package: "golang-go",
         suites: COLLECTOR,
     },
+    // A JDK: the nodes' main classes are compiled when they start.
     Program {
-        name: "java",
-        package: "default-jre-headless",
-        suites: OPENSEARCH,
+        name: "javac",
+        package: "default-jdk-headless",
+        suites: SEARCH,
     },
     Program {
         name: "mvn",
         package: "maven",
-        suites: OPENSEARCH,
+        suites: SEARCH,
     },
 ];
+
+const SERVERS: &[&str] = &["workloads", "http", "lifecycle", "failures", "monitoring"];
+const PYTHON: &[&str] = &[
+    "workloads",
+    "http",
+    "lifecycle",
+    "failures",
+    "monitoring",
+    "elasticsearch",
+    "deploy",
+];
+const NODE: &[&str] = &["workloads", "http", "lifecycle"];
+const COLLECTOR: &[&str] = &["workloads", "monitoring"];
+const SEARCH: &[&str] = &["elasticsearch"];
 
 /// Something made once from a pinned list, handed to the tests by a variable.
 pub(crate) struct Folder {
     pub(crate) what: &'static str,
+    /// Its name below `target/test-tools`.
+    pub(crate) name: &'static str,
     /// The variable through which the tests find it.
     pub(crate) variable: &'static str,
     /// The files that it is made from, below `tests/workloads`: a change makes it anew.
@@ -103,18 +120,14 @@ pub(crate) enum Recipe {
     Node,
     /// A Go program.
     Go,
-    /// A Java class path, from a Maven project.
+    /// A file with a Java class path, from a Maven project.
     Maven,
 }
-
-const PYTHON: &[&str] = &["http", "lifecycle", "monitoring", "elasticsearch", "deploy"];
-const NODE: &[&str] = &["http", "lifecycle"];
-const COLLECTOR: &[&str] = &["monitoring"];
-const OPENSEARCH: &[&str] = &["elasticsearch"];
 
 pub(crate) const FOLDERS: &[Folder] = &[
     Folder {
         what: "Python servers and clients",
+        name: "venv",
         variable: "TELLTALE_VENV",
         sources: &["requirements.txt"],
         recipe: Recipe::Python,
@@ -122,6 +135,7 @@ pub(crate) const FOLDERS: &[Folder] = &[
     },
     Folder {
         what: "Node servers",
+        name: "node",
         variable: "TELLTALE_NODE_MODULES",
         sources: &["package.json", "package-lock.json"],
         recipe: Recipe::Node,
@@ -129,6 +143,7 @@ pub(crate) const FOLDERS: &[Folder] = &[
     },
     Folder {
         what: "OpenTelemetry Collector",
+        name: "collector",
         variable: "TELLTALE_COLLECTOR",
         sources: &["collector/go.mod", "collector/go.sum", "collector/main.go"],
         recipe: Recipe::Go,
@@ -136,10 +151,19 @@ pub(crate) const FOLDERS: &[Folder] = &[
     },
     Folder {
         what: "OpenSearch",
+        name: "opensearch",
         variable: "TELLTALE_OPENSEARCH_CP",
         sources: &["opensearch/pom.xml"],
         recipe: Recipe::Maven,
-        suites: OPENSEARCH,
+        suites: SEARCH,
+    },
+    Folder {
+        what: "Elasticsearch",
+        name: "elasticsearch",
+        variable: "TELLTALE_ELASTICSEARCH_CP",
+        sources: &["elasticsearch/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: SEARCH,
     },
 ];
 
