@@ -151,7 +151,7 @@ impl Checker<'_> {
         not_allowed(self.source_name, key, value, allowed)
     }
 
-    fn range<T: PartialOrd + std::fmt::Display>(
+    fn range<T: Copy + PartialOrd + std::fmt::Display>(
         &self,
         key: &str,
         value: T,

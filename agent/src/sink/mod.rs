@@ -1,7 +1,9 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+pub mod otlp;
 pub mod prometheus;
 mod semantics;
+pub mod summary;
 
 use crate::observation::Observation;
 
