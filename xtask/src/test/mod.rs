@@ -69,10 +69,10 @@ pub(crate) fn test(arguments: &Test) -> Result<ExitCode> {
 }
 
 fn selected_suites(arguments: &Test) -> Result<Vec<String>> {
-    let known = known_suites()?;
     if arguments.unit {
         return Ok(Vec::new());
     }
+    let known = known_suites()?;
     if let Some(unknown) = arguments.suites.iter().find(|suite| !known.contains(suite)) {
         bail!(
             "no suite is named `{unknown}`; there are: {}",
@@ -119,6 +119,8 @@ fn suite_command(suite: &str, variables: &[Variable], harness: &[String]) -> Com
         command.arg("--config").arg(sudo_runner(variables));
     }
     command.envs(variables.iter().map(|(name, value)| (*name, value)));
+    // An error of a test names what failed; where anyhow made it says nothing more.
+    command.env("RUST_LIB_BACKTRACE", "0");
     command.arg("--");
     // One at a time: each starts servers and a load, and some measure time.
     if !harness
