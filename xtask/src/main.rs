@@ -6,6 +6,7 @@ mod bench;
 mod command;
 mod ebpf;
 mod host;
+mod kernels;
 mod paths;
 mod run;
 mod test;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Test),
     /// Measure what the agent costs nginx under wrk, and whether it counts every request
     Bench(bench::Bench),
+    /// Boot Debian's stock kernels in QEMU and run the agent on each
+    Kernels(kernels::Kernels),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Ebpf(task) => ebpf::main(&task),
         Task::Run { flags } => run::run(&flags).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),
+        Task::Kernels(arguments) => kernels::kernels(&arguments),
         Task::Bench(arguments) => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
