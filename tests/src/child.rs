@@ -5,19 +5,43 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// A port that was free a moment ago.
+/// Held while a port is probed and while a program is spawned. A child inherits the probing
+/// listener until it executes its program, so that a server would seem to be up before it is.
+static FORK: Mutex<()> = Mutex::new(());
+
+const FIRST_PORT: u32 = 20_000;
+const PORTS: u32 = 12_000;
+
+/// A port that was free a moment ago and that this process has not been given before.
+///
+/// It lies below 32768, where Linux begins to take the ports of outgoing connections from: between
+/// this answer and the server's own bind, no connection of the loads can take it.
 ///
 /// # Errors
-/// When the kernel has none.
+/// When none is free.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let _no_fork = FORK.lock().unwrap_or_else(PoisonError::into_inner);
+    // Test binaries that run at the same time start at different places.
+    let offset = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let candidate = offset.wrapping_add(NEXT.fetch_add(1, Relaxed)) % PORTS;
+        let port = u16::try_from(FIRST_PORT + candidate)?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!(
+        "no port from {FIRST_PORT} to {} is free",
+        FIRST_PORT + PORTS
+    );
 }
 
 /// A running program. Dropping it ends its whole process group.
@@ -38,6 +62,7 @@ impl Child {
     pub fn spawn(name: &str, mut command: Command, folder: tempfile::TempDir) -> Result<Self> {
         let output = folder.path().join("output.log");
         let log = File::create(&output)?;
+        let _no_probe = FORK.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
