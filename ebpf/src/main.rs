@@ -2,8 +2,18 @@
 #![no_std]
 #![no_main]
 
+mod buffer;
+mod connection;
+mod detect;
+mod kernel;
 mod maps;
 mod process;
+mod ring;
+mod sample;
+mod segment;
+mod tap;
+mod tcp;
+mod walk;
 
 /// The helpers that read kernel memory are for GPL-compatible programs alone.
 #[unsafe(link_section = "license")]

@@ -1,5 +1,10 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+pub mod otlp;
+pub mod prometheus;
+mod semantics;
+pub mod summary;
+
 use crate::observation::Observation;
 
 /// One worker's handle on an exporter. Each worker has its own, so that `observe` needs no lock
