@@ -160,7 +160,11 @@ fn count(scratch: &StackScratch) {
     }
     // A thread runs on one CPU at a time, so nobody else inserts its key; if it is there all the
     // same, it is counted.
-    if SAMPLE_COUNTS.insert(key, 1, u64::from(BPF_NOEXIST)).is_err() && !increment(key) {
+    if SAMPLE_COUNTS
+        .insert(key, 1, u64::from(BPF_NOEXIST))
+        .is_err()
+        && !increment(key)
+    {
         count_loss(LossReason::StacksFull);
     }
 }
@@ -216,8 +220,12 @@ fn hash(addresses: &[u64; 2 * MAX_STACK_FRAMES], kernel_frames: u32, user_frames
         if index as u32 >= frames {
             break;
         }
-        lanes[0] = (lanes[0] ^ address.wrapping_mul(PRIME_1)).rotate_left(27).wrapping_mul(PRIME_2);
-        lanes[1] = (lanes[1] ^ address.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1);
+        lanes[0] = (lanes[0] ^ address.wrapping_mul(PRIME_1))
+            .rotate_left(27)
+            .wrapping_mul(PRIME_2);
+        lanes[1] = (lanes[1] ^ address.wrapping_mul(PRIME_2))
+            .rotate_left(31)
+            .wrapping_mul(PRIME_1);
     }
     [finish(lanes[0]), finish(lanes[1])]
 }

@@ -2,7 +2,8 @@
 //!
 //! This crate understands the traffic: HTTP/1.1 and Elasticsearch. It knows no tokio, no aya, no
 //! clock and no socket, and nothing in it panics on any input. A [`Connection`] turns the segments
-//! of one connection into [`observation::Exchange`]s.
+//! of one connection into [`observation::Exchange`]s; a [`routes::RouteTable`] turns their paths
+//! into routes.
 #![forbid(unsafe_code)]
 
 mod connection;
@@ -13,6 +14,7 @@ mod loss;
 pub mod observation;
 mod pairing;
 mod parking;
+pub mod routes;
 mod segment;
 mod stream;
 

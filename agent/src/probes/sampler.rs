@@ -190,12 +190,12 @@ impl Sampler {
         Ok(self.now.epoch)
     }
 
-    /// Reads the stacks that are new and tells each one's key. To be called ten times a second
+    /// Reads the stacks that are new and tells each one's key and user addresses. To be called ten times a second
     /// while the clocks run, so that the ring has room and a process is still there to be asked.
-    pub fn read_stacks(&mut self, mut seen: impl FnMut(&SampleKey)) {
+    pub fn read_stacks(&mut self, mut seen: impl FnMut(&SampleKey, &[u64])) {
         while let Some(record) = self.ring.next() {
             if let Some((key, stack)) = decode(&record) {
-                seen(&key);
+                seen(&key, &stack.addresses[stack.kernel_frames..]);
                 self.stacks.insert(key, stack);
             } else {
                 self.broken += 1;
@@ -203,17 +203,19 @@ impl Sampler {
         }
     }
 
-    /// Reads and removes the counts of epochs that are over. While the clocks run, that are those
+    /// Reads the stacks that are new as [`Self::read_stacks`] does, and then reads and removes the
+    /// counts of epochs that are over. While the clocks run, that are those
     /// before the last one: a program that began in the last epoch may still be at work.
     ///
     /// # Errors
     /// When the map can't be read.
     pub fn read_counts(
         &mut self,
+        mut seen: impl FnMut(&SampleKey, &[u64]),
         mut sample: impl FnMut(RawSample<'_>),
     ) -> Result<(), SamplerError> {
         // The kernel sends a stack before it counts it, so the ring goes first.
-        self.read_stacks(|_| ());
+        self.read_stacks(&mut seen);
         let (current, last) = (self.now.epoch, self.now.epoch.wrapping_sub(1));
         let running = !self.clocks.is_empty();
         let over = |key: &SampleKey| !(running && (key.epoch == current || key.epoch == last));

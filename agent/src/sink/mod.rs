@@ -1,5 +1,7 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod otlp;
 pub mod prometheus;
 mod semantics;

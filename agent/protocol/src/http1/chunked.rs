@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_invalid() {
-        assert_eq!(decode_all(b"\r\n").1, false);
-        assert_eq!(decode_all(b"xyz\r\n").1, false);
-        assert_eq!(decode_all(b"2\r\nokay").1, false);
-        assert_eq!(decode_all(b"11111111111111111\r\n").1, false);
+        assert!(!decode_all(b"\r\n").1);
+        assert!(!decode_all(b"xyz\r\n").1);
+        assert!(!decode_all(b"2\r\nokay").1);
+        assert!(!decode_all(b"11111111111111111\r\n").1);
     }
 
     #[test]
