@@ -106,6 +106,26 @@ fn keep_alive_connections_from_before_the_agent_are_seen() -> Result<()> {
     Ok(())
 }
 
+/// Its head passed before the agent was there, its answer after: neither counts, and the next
+/// request on that connection counts once.
+#[test]
+fn a_request_in_flight_at_the_start_confuses_nothing() -> Result<()> {
+    let server = Server::express()?;
+    let mut client = Client::connect(server.address)?;
+    client.write(&Request::new("GET", "/sleep/4000").head())?;
+    let agent = Agent::start()?;
+    let readied = Instant::now();
+    client.read_response("GET")?;
+    ensure!(
+        readied.elapsed() > Duration::from_millis(200),
+        "the agent took too long to start"
+    );
+    let tally = send_all(&mut client, &application_plan())?;
+    check_exported(&agent, Side::Server(&server), &tally.counts())?;
+    check_exported(&agent, Side::Client(&server), &tally.counts())?;
+    Ok(())
+}
+
 #[test]
 fn nginx_and_gunicorn_on_a_unix_socket_are_both_seen() -> Result<()> {
     let agent = Agent::start()?;
@@ -218,6 +238,8 @@ fn wrk_and_the_agent_count_the_same() -> Result<()> {
         let seen = Side::Server(&nginx).sum(&metrics, "request_duration_seconds_count");
         let seen: u64 = seen.values().map(|count| *count as u64).sum();
         ensure!(seen == served, "the agent has {seen}, nginx {served}");
+        let lost = metrics.sum("telltale_losses_total", &[("reason", "ring_full")]);
+        ensure!(lost == 0.0, "{lost} events did not fit into the rings");
         Ok(())
     })
 }
