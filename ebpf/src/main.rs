@@ -2,8 +2,17 @@
 #![no_std]
 #![no_main]
 
+mod buffer;
+mod connection;
+mod detect;
+mod kernel;
 mod maps;
 mod process;
+mod ring;
+mod segment;
+mod tap;
+mod tcp;
+mod walk;
 
 /// The helpers that read kernel memory are for GPL-compatible programs alone.
 #[unsafe(link_section = "license")]

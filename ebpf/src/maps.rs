@@ -1,10 +1,14 @@
-//! Every map that more than one program uses, and the read-only configuration.
+//! Every map that more than one module uses, and the read-only configuration.
 
 use aya_ebpf::{
-    btf_maps::{PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use ebpf_common::{config::Config, loss::LossReason};
+use ebpf_common::{
+    config::{Config, MAX_CAPTURE_BYTES},
+    connection::{ConnectionState, SocketData},
+    loss::LossReason,
+};
 
 /// Set by the agent before load; the verifier sees its fields as constants.
 #[unsafe(no_mangle)]
@@ -14,9 +18,95 @@ static CONFIG: Config = Config::EMPTY;
 #[btf_map]
 static LOSSES: PerCpuArray<u64, { LossReason::COUNT as usize }> = PerCpuArray::new();
 
-/// Records of processes that start and end. 256 KiB hold some 400 of the longest command lines.
+/// Connections by the address of their `struct sock`. Preallocated, as kernels before 6.1 demand of
+/// tracing programs; the agent sets the capacity before load.
+#[btf_map]
+pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
+
+/// What `sock_send_length` or `sock_recv_length` told of the call that this thread is in, by
+/// thread. An entry lives from there to `sys_exit`, so that it takes one for each CPU and each
+/// thread that the scheduler took off in between.
+#[btf_map]
+pub static MARKS: HashMap<u32, Mark, 16384> = HashMap::new();
+
+/// A call that moved bytes through a socket and has not returned yet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Mark {
+    /// Address of the `struct sock`.
+    pub socket: u64,
+    /// Bytes moved so far in this call.
+    pub bytes: u64,
+    /// When the last of them were.
+    pub time_ns: u64,
+    /// `MSG_*` flags of the call, where the kernel told them.
+    pub flags: u32,
+    /// An `ebpf_common::connection::Direction`.
+    pub direction: u32,
+}
+
+/// A [`SocketData`] record under construction: far larger than the 512 bytes of stack. Twice the
+/// capture limit, because the verifier bounds position and length each by itself.
+#[repr(C)]
+pub struct Scratch {
+    pub header: SocketData,
+    pub bytes: [u8; 2 * MAX_CAPTURE_BYTES as usize],
+    pub walk: VectorWalk,
+    /// See [`Scratch::forget`].
+    pub forgotten: u64,
+}
+
+impl Scratch {
+    /// Gives back `value` as one of which the verifier knows nothing. Where paths that set it
+    /// differently meet, it then follows one path on instead of each: without this, `sys_exit`
+    /// took it over 150,000 steps.
+    #[inline(always)]
+    pub fn forget(scratch: *mut Self, value: u64) -> u64 {
+        // SAFETY: this CPU's scratch record, which nothing else uses meanwhile.
+        unsafe {
+            let slot = &raw mut (*scratch).forgotten;
+            slot.write_volatile(value);
+            slot.read_volatile()
+        }
+    }
+}
+
+/// How far a walk through an I/O vector has come.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct VectorWalk {
+    /// Bytes of the call not walked yet.
+    pub left: u64,
+    /// Address just past the last byte walked.
+    pub end: u64,
+    /// Bytes that may still be captured.
+    pub room: u32,
+    /// Bytes captured.
+    pub copied: u32,
+}
+
+/// One [`Scratch`] a CPU. A plain array indexed by CPU: a per-CPU map's values end at 32 KiB. The
+/// agent sets the capacity to the number of possible CPUs.
+#[btf_map]
+static SCRATCH: Array<Scratch, 1> = Array::new();
+
+/// The next connection id's low part, a CPU each.
+#[btf_map]
+static NEXT_CONNECTION: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Records of processes that start and end. 256 KiB hold some 450 of the longest command lines.
 #[btf_map]
 pub static PROCESS_RING: RingBuf<[u8; 0], { 256 * 1024 }> = RingBuf::new();
+
+macro_rules! socket_rings {
+    ($($name:ident)*) => { $(
+        /// Records of the connections whose id falls on this ring. The agent sets the capacity.
+        #[btf_map]
+        pub static $name: RingBuf<[u8; 0], 4096> = RingBuf::new();
+    )* };
+}
+socket_rings!(SOCKET_RING_0 SOCKET_RING_1 SOCKET_RING_2 SOCKET_RING_3);
+socket_rings!(SOCKET_RING_4 SOCKET_RING_5 SOCKET_RING_6 SOCKET_RING_7);
 
 /// The configuration, as the verifier's constants.
 #[inline(always)]
@@ -30,8 +120,33 @@ pub fn config() -> &'static Config {
 #[inline(always)]
 pub fn count_loss(reason: LossReason) {
     if let Some(count) = LOSSES.get_ptr_mut(reason as u32) {
-        // SAFETY: this CPU's own slot; programs of one CPU that interrupt each other may lose a
-        // count, which per-CPU atomics would cost more than it is worth.
+        // SAFETY: this CPU's own slot; a program that interrupts another one between load and
+        // store could hide one count, which an atomic on every path would not be worth.
         unsafe { *count += 1 };
     }
+}
+
+/// This CPU's scratch record.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    // SAFETY: no arguments.
+    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
+    SCRATCH.get_ptr_mut(cpu)
+}
+
+/// A connection id that was never given out: the CPU above, a count of its own below.
+#[inline(always)]
+pub fn next_connection_id() -> u64 {
+    // SAFETY: no arguments.
+    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
+    let Some(next) = NEXT_CONNECTION.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own slot. Programs that open connections run in process context with
+    // preemption off, so that none interrupts another one here.
+    let count = unsafe {
+        *next += 1;
+        *next
+    };
+    (u64::from(cpu) << 48) | count
 }

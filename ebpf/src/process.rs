@@ -1,11 +1,9 @@
 //! Processes that start and end: `sched_process_exec`, `sched_process_exit`.
 
 use aya_ebpf::{
-    EbpfContext,
     btf_maps::PerCpuArray,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_user_buf,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user_buf,
     },
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
@@ -16,7 +14,10 @@ use ebpf_common::{
     process::{MAX_COMMAND_LINE_BYTES, ProcessExec, ProcessExit},
 };
 
-use crate::maps::{PROCESS_RING, config, count_loss};
+use crate::{
+    kernel::read,
+    maps::{PROCESS_RING, config, count_loss},
+};
 
 /// An exec record under construction; too large for the 512 bytes of stack.
 #[repr(C)]
@@ -28,16 +29,9 @@ pub struct ExecScratch {
 #[btf_map]
 static EXEC_SCRATCH: PerCpuArray<ExecScratch, 1> = PerCpuArray::new();
 
-/// Reads a `T` at `base + offset` in kernel memory; zero where that fails.
-#[inline(always)]
-fn read<T: Default>(base: u64, offset: u32) -> T {
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
-}
-
 /// `sched_process_exec(task, old_pid, bprm)`: the task has its new memory already.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
     let offsets = &config().offsets;
     let Some(scratch) = EXEC_SCRATCH.get_ptr_mut(0) else {
@@ -68,7 +62,6 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
         comm: bpf_get_current_comm().unwrap_or_default(),
         reserved: 0,
     };
-    let _ = ctx.as_ptr();
     send(
         core::ptr::from_ref(scratch).cast(),
         size_of::<ProcessExec>() + len,
@@ -78,7 +71,7 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
 
 /// `sched_process_exit(task, …)`: told for each thread; the last one ends the process.
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
     let offsets = &config().offsets;
     let signal: u64 = read(task, offsets.task_signal);

@@ -1,5 +1,8 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+pub mod prometheus;
+mod semantics;
+
 use crate::observation::Observation;
 
 /// One worker's handle on an exporter. Each worker has its own, so that `observe` needs no lock

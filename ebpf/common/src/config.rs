@@ -20,8 +20,6 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
     /// `task_struct.real_parent`
     pub task_real_parent: u32,
     /// `task_struct.exit_code`
@@ -78,10 +76,8 @@ pub struct Offsets {
     pub net_inum: u32,
     /// `unix_sock.peer`, or [`MISSING`] where Unix sockets are a module without BTF.
     pub unix_peer: u32,
-    /// `tcp_sock.bytes_received`, or [`MISSING`].
-    pub tcp_bytes_received: u32,
-    /// `tcp_sock.bytes_sent`, or [`MISSING`] (before 4.19).
-    pub tcp_bytes_sent: u32,
+    /// `sock.sk_shutdown`, or [`MISSING`] where it is a bit field.
+    pub sock_shutdown: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.

@@ -46,6 +46,7 @@ pub mod family {
 
 /// How far one direction of a connection has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct Cursor {
     /// Bytes that passed since the tap first saw the connection.
@@ -56,6 +57,7 @@ pub struct Cursor {
 
 /// Sent once, before the first [`SocketData`] of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct ConnectionOpened {
     /// [`crate::RecordKind::ConnectionOpened`]
@@ -84,11 +86,6 @@ pub struct ConnectionOpened {
     pub local_address: [u8; 16],
     /// Remote address, as `local_address`.
     pub remote_address: [u8; 16],
-    /// Alignment only.
-    pub reserved: [u64; 1],
-    /// Bytes that had passed [ingress, egress] before the tap first saw the connection, where the
-    /// kernel tells (TCP); `u32::MAX` stands for "unknown or more".
-    pub earlier_bytes: [u32; 2],
 }
 
 /// Bits of [`SocketData::flags`].
@@ -105,6 +102,7 @@ pub mod data_flags {
 /// Segments inside long bodies are not sent; the next record of the connection carries how far
 /// each direction has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct SocketData {
     /// [`crate::RecordKind::SocketData`]
@@ -177,6 +175,7 @@ pub mod closed {
 
 /// One or both directions of a connection have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct ConnectionClosed {
     /// [`crate::RecordKind::ConnectionClosed`]

@@ -44,7 +44,7 @@ impl RecordKind {
 }
 
 const _: () = {
-    assert!(size_of::<connection::ConnectionOpened>() == 96);
+    assert!(size_of::<connection::ConnectionOpened>() == 80);
     assert!(size_of::<connection::SocketData>() == 80);
     assert!(size_of::<connection::ConnectionClosed>() == 56);
     assert!(size_of::<connection::ConnectionState>() == 144);

@@ -22,13 +22,11 @@ pub enum LossReason {
     Tls = 7,
     /// The stack counts were full: samples.
     StacksFull = 8,
-    /// One call moved bytes through two sockets: calls of which only the last was kept.
-    MarkOverwritten = 9,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
@@ -38,7 +36,6 @@ impl LossReason {
         Self::ProcessRingFull,
         Self::Tls,
         Self::StacksFull,
-        Self::MarkOverwritten,
     ];
 
     /// Number of reasons, and of slots in the counter map.
@@ -57,7 +54,6 @@ impl LossReason {
             Self::ProcessRingFull => ("process", "ring_full"),
             Self::Tls => ("tap", "tls"),
             Self::StacksFull => ("sampler", "stacks_full"),
-            Self::MarkOverwritten => ("tap", "mark_overwritten"),
         }
     }
 }

@@ -3,6 +3,7 @@
 /// A process image was replaced. The first `command_line_len` bytes of the new command line
 /// (arguments separated by NUL) follow this header in the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct ProcessExec {
     /// [`crate::RecordKind::ProcessExec`]
@@ -28,6 +29,7 @@ pub const MAX_COMMAND_LINE_BYTES: usize = 512;
 
 /// The last thread of a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
 #[repr(C)]
 pub struct ProcessExit {
     /// [`crate::RecordKind::ProcessExit`]

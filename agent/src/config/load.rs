@@ -1,0 +1,375 @@
+//! Builds a [`Config`]: defaults, then the file, then the environment, then flags.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use serde_json::Value;
+
+use super::units::socket_address::SOCKET_ADDRESS;
+use super::validate::{self, HEADERS, endpoint_url};
+use super::{Config, ConfigError, LogFormat, LogLevel, OtlpProtocol};
+use crate::cli::RunArgs;
+
+/// Longest file that is read: a larger one is not a configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Most of a refused value that an error repeats.
+const MAX_SHOWN_CHARS: usize = 80;
+
+impl Config {
+    /// The configuration of `telltale run`: `args` win over the process's environment, the
+    /// environment over the file, the file over the defaults.
+    ///
+    /// # Errors
+    ///
+    /// The first value that is not allowed, as one line: see [`ConfigError`].
+    pub fn from_cli(args: &RunArgs) -> Result<Self, ConfigError> {
+        Self::load(args, |name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::from_cli`], with the environment given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_cli`].
+    pub fn load(
+        args: &RunArgs,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        // An empty variable counts as unset (OpenTelemetry specification, "Parsing empty value").
+        let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let path = args
+            .config
+            .clone()
+            .or_else(|| environment("TELLTALE_CONFIG").map(PathBuf::from));
+        let mut config = match path {
+            Some(path) => Self::from_file(&path)?,
+            None => Self::default(),
+        };
+        config.apply_environment(&environment)?;
+        config.apply_flags(args)?;
+        Ok(config)
+    }
+
+    /// Reads a file onto the defaults.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_cli`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(unreadable(std::io::Error::other("larger than 1 MiB")));
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Self::from_yaml(&text, path)
+    }
+
+    /// Reads YAML onto the defaults; `path` is for errors alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_cli`].
+    pub fn from_yaml(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let source_name = path.display().to_string();
+        // Through an untyped value, whose errors repeat what was written.
+        let mut value: Value =
+            serde_saphyr::from_str(text).map_err(|error| ConfigError::Syntax {
+                path: path.to_owned(),
+                reason: one_line(&error.without_snippet().to_string()),
+            })?;
+        if value.is_null() {
+            value = Value::Object(serde_json::Map::new());
+        }
+        let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
+        drop_nulls(&mut value, &defaults);
+        let config: Self = serde_path_to_error::deserialize(&value)
+            .map_err(|error| refused(&error, &value, &source_name))?;
+        validate::check(&config, &source_name)?;
+        config.normalized(&source_name)
+    }
+
+    fn normalized(mut self, source_name: &str) -> Result<Self, ConfigError> {
+        for (key, endpoint) in [
+            ("otlp.endpoint", &mut self.otlp.endpoint),
+            ("otlp.traces_endpoint", &mut self.otlp.traces_endpoint),
+        ] {
+            if let Some(url) = endpoint {
+                *url = endpoint_url(url, source_name, key)?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn apply_environment(
+        &mut self,
+        environment: &impl Fn(&str) -> Option<String>,
+    ) -> Result<(), ConfigError> {
+        if let Some((name, value)) = first(environment, &["TELLTALE_LISTEN"]) {
+            self.listen = listen(&value, "environment", name)?;
+        }
+        if let Some((name, value)) = first(environment, &["TELLTALE_LOG_FORMAT"]) {
+            self.log.format = named::<LogFormat>(&value, name)?;
+        }
+        if let Some((name, value)) = first(environment, &["TELLTALE_LOG_LEVEL"]) {
+            self.log.level = named::<LogLevel>(&value, name)?;
+        }
+        let base = environment("OTEL_EXPORTER_OTLP_ENDPOINT");
+        if let Some(url) = base {
+            self.otlp.endpoint = Some(endpoint_url(
+                &url,
+                "environment",
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+            )?);
+            // The file's URL for traces is of a lower layer.
+            self.otlp.traces_endpoint = None;
+        }
+        if let Some(url) = environment("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
+            self.otlp.traces_endpoint = Some(endpoint_url(
+                &url,
+                "environment",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            )?);
+        }
+        if let Some((name, value)) = first(
+            environment,
+            &[
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+                "OTEL_EXPORTER_OTLP_PROTOCOL",
+            ],
+        ) {
+            self.otlp.protocol = match value.as_str() {
+                "grpc" => OtlpProtocol::Grpc,
+                "http/protobuf" => OtlpProtocol::HttpProtobuf,
+                _ => {
+                    return Err(not_allowed(
+                        "environment",
+                        name,
+                        &value,
+                        "grpc, http/protobuf",
+                    ));
+                }
+            };
+        }
+        if let Some((name, value)) = first(
+            environment,
+            &[
+                "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+                "OTEL_EXPORTER_OTLP_TIMEOUT",
+            ],
+        ) {
+            let milliseconds = value.parse().ok().filter(|&ms: &u64| ms > 0);
+            self.otlp.timeout = milliseconds.map(Duration::from_millis).ok_or_else(|| {
+                not_allowed(
+                    "environment",
+                    name,
+                    &value,
+                    "milliseconds, a whole number from 1",
+                )
+            })?;
+        }
+        if let Some((name, value)) = first(
+            environment,
+            &[
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+                "OTEL_EXPORTER_OTLP_HEADERS",
+            ],
+        ) {
+            for pair in value
+                .split(',')
+                .map(str::trim)
+                .filter(|pair| !pair.is_empty())
+            {
+                let (key, text) = split_header(pair).ok_or_else(|| hidden("environment", name))?;
+                if !validate::header(&key, &text) {
+                    return Err(hidden("environment", name));
+                }
+                self.otlp.headers.insert(key, text);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_flags(&mut self, args: &RunArgs) -> Result<(), ConfigError> {
+        if let Some(text) = &args.listen {
+            self.listen = listen(text, "command line", "--listen")?;
+        }
+        if let Some(url) = &args.otlp_endpoint {
+            self.otlp.endpoint = Some(endpoint_url(url, "command line", "--otlp-endpoint")?);
+            self.otlp.traces_endpoint = None;
+        }
+        if let Some(format) = args.log_format {
+            self.log.format = format;
+        }
+        if let Some(level) = args.log_level {
+            self.log.level = level;
+        }
+        Ok(())
+    }
+}
+
+/// The first of `names` that is set, with its value.
+fn first<'a>(
+    environment: &impl Fn(&str) -> Option<String>,
+    names: &[&'a str],
+) -> Option<(&'a str, String)> {
+    names
+        .iter()
+        .find_map(|name| environment(name).map(|value| (*name, value)))
+}
+
+fn listen(text: &str, source: &str, key: &str) -> Result<std::net::SocketAddr, ConfigError> {
+    text.parse()
+        .map_err(|_| not_allowed(source, key, text, SOCKET_ADDRESS))
+}
+
+fn named<T: clap::ValueEnum>(text: &str, name: &str) -> Result<T, ConfigError> {
+    T::from_str(text, true).map_err(|_| {
+        let allowed: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(|variant| Some(variant.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        not_allowed("environment", name, text, &allowed.join(", "))
+    })
+}
+
+/// `key=value`, the value percent-encoded (OpenTelemetry specification, "Specifying headers via
+/// environment variables").
+fn split_header(pair: &str) -> Option<(String, String)> {
+    let (key, value) = pair.split_once('=')?;
+    let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+    Some((key.trim().to_owned(), value.into_owned()))
+}
+
+pub(super) fn not_allowed(source: &str, key: &str, value: &str, allowed: &str) -> ConfigError {
+    ConfigError::Value {
+        source_name: source.to_owned(),
+        key: key.to_owned(),
+        value: format!("`{}`", shown(value)),
+        allowed: allowed.to_owned(),
+    }
+}
+
+/// An error about a value that may be a credential.
+pub(super) fn hidden(source: &str, key: &str) -> ConfigError {
+    ConfigError::Value {
+        source_name: source.to_owned(),
+        key: key.to_owned(),
+        value: "malformed (not shown, it may hold a credential)".to_owned(),
+        allowed: HEADERS.to_owned(),
+    }
+}
+
+/// A key without a value (`otlp:` with all below it commented out) leaves the default. Only keys
+/// that exist: others have to reach the error for unknown ones.
+fn drop_nulls(value: &mut Value, defaults: &Value) {
+    let (Value::Object(map), Value::Object(known)) = (value, defaults) else {
+        return;
+    };
+    map.retain(|key, item| !(item.is_null() && known.contains_key(key)));
+    for (key, item) in map {
+        if let Some(default) = known.get(key) {
+            drop_nulls(item, default);
+        }
+    }
+}
+
+/// Puts serde's error into our words.
+fn refused(
+    error: &serde_path_to_error::Error<serde_json::Error>,
+    root: &Value,
+    source_name: &str,
+) -> ConfigError {
+    let message = error.inner().to_string();
+    let key = error.path().to_string();
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let (name, expected) = rest.split_once('`').unwrap_or((rest, ""));
+        let allowed: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        return ConfigError::UnknownKey {
+            source_name: source_name.to_owned(),
+            suggestion: closest(name, &allowed).map(|near| join_parent(&key, name, near)),
+            key: join_parent(&key, name, name),
+            allowed: allowed.join(", "),
+        };
+    }
+    let pointer: String = error
+        .path()
+        .iter()
+        .filter_map(|segment| match segment {
+            serde_path_to_error::Segment::Seq { index } => Some(format!("/{index}")),
+            serde_path_to_error::Segment::Map { key } => {
+                Some(format!("/{}", key.replace('~', "~0").replace('/', "~1")))
+            }
+            _ => None,
+        })
+        .collect();
+    if key.starts_with("otlp.headers") {
+        return hidden(source_name, &key);
+    }
+    let value = root
+        .pointer(&pointer)
+        .map_or_else(String::new, |value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+    let allowed = message
+        .split_once("expected ")
+        .map_or(message.as_str(), |(_, expected)| expected);
+    not_allowed(source_name, &key, &value, &plain_type(allowed))
+}
+
+/// serde's name of a Rust type as a user would say it.
+fn plain_type(expected: &str) -> String {
+    match expected {
+        "u16" => "a whole number, 0 to 65535".to_owned(),
+        "u32" | "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+        "f64" => "a number".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping of keys to values".to_owned(),
+        other if other.starts_with("struct ") => "a mapping of keys to values".to_owned(),
+        other => other.replace('`', ""),
+    }
+}
+
+/// `key` with its last segment, `name`, replaced by `other`.
+fn join_parent(key: &str, name: &str, other: &str) -> String {
+    let parent = key.strip_suffix(name).unwrap_or(key).trim_end_matches('.');
+    if parent.is_empty() {
+        other.to_owned()
+    } else {
+        format!("{parent}.{other}")
+    }
+}
+
+/// The name that was probably meant, where one is near.
+fn closest<'a>(name: &str, allowed: &[&'a str]) -> Option<&'a str> {
+    allowed
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), *candidate))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn shown(value: &str) -> String {
+    let clean = one_line(value);
+    if clean.chars().count() <= MAX_SHOWN_CHARS {
+        return clean;
+    }
+    clean.chars().take(MAX_SHOWN_CHARS).chain(['…']).collect()
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.extend(word.chars().filter(|character| !character.is_control()));
+    }
+    line
+}

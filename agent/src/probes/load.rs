@@ -1,0 +1,163 @@
+//! Loading the object: constants and capacities in, maps and unverified programs out.
+
+use aya::{Ebpf, EbpfLoader};
+use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, Offsets};
+
+use super::btf::{Btf, BtfError};
+use super::offsets;
+
+/// How the tap finds the socket of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TapVariant {
+    /// The best that the kernel has.
+    #[default]
+    Auto,
+    /// By the mark that `sock_send_length` and `sock_recv_length` leave (6.3+).
+    Marks,
+    /// By walking from the descriptor.
+    Walk,
+}
+
+/// Capacities and choices that are fixed once the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Bytes captured from the start of each run.
+    pub capture_bytes: u32,
+    /// Socket rings in use; 0 chooses by the number of CPUs.
+    pub rings: u32,
+    /// Size of each socket ring: a power of two, at least a page.
+    pub ring_bytes: u32,
+    /// Connections followed at a time.
+    pub max_connections: u32,
+    /// How the tap finds sockets.
+    pub tap: TapVariant,
+    /// Log the kernel side's decisions.
+    pub verbose: bool,
+}
+
+impl LoadOptions {
+    /// The least that can be loaded: for commands that do not observe sockets.
+    pub const MINIMAL: Self = Self {
+        capture_bytes: 256,
+        rings: 1,
+        ring_bytes: 4096,
+        max_connections: 1,
+        tap: TapVariant::Walk,
+        verbose: false,
+    };
+}
+
+/// Why the object could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel's type information.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The kernel's type information, as the loader reads it.
+    #[error("cannot use the kernel's BTF: {0}")]
+    LoaderBtf(#[from] aya::BtfError),
+    /// The marks were asked for, but the kernel has no such tracepoints.
+    #[error("tap `marks` needs the sock_send_length tracepoint (Linux 6.3); use `auto` or `walk`")]
+    NoMarks,
+    /// Maps could not be created, or the object is damaged.
+    #[error("cannot load the kernel programs: {0}{hint}", hint = privilege_hint(.0))]
+    Ebpf(#[from] aya::EbpfError),
+}
+
+/// What to do about the commonest reason.
+fn privilege_hint(error: &aya::EbpfError) -> &'static str {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            return " (run as root, or with CAP_BPF and CAP_PERFMON)";
+        }
+        source = error.source();
+    }
+    ""
+}
+
+/// The loaded object with what was decided on the way.
+pub struct Loaded {
+    /// Maps and programs; no program is verified or attached yet.
+    pub ebpf: Ebpf,
+    /// The kernel's types, which attaching needs again.
+    pub btf: aya::Btf,
+    /// Socket rings in use.
+    pub rings: u32,
+    /// Whether the tap works by marks.
+    pub use_marks: bool,
+}
+
+/// Loads the object for this kernel.
+///
+/// # Errors
+/// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
+/// refuses to create a map.
+pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let (offsets, has_marks) = {
+        let btf = Btf::of_kernel()?;
+        (
+            offsets::resolve(&btf)?,
+            btf.has_tracepoint("sock_send_length"),
+        )
+    };
+    let use_marks = match options.tap {
+        TapVariant::Auto => has_marks,
+        TapVariant::Marks if !has_marks => return Err(LoadError::NoMarks),
+        TapVariant::Marks => true,
+        TapVariant::Walk => false,
+    };
+    let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
+    let rings = match options.rings {
+        // One worker for two CPUs: a worker takes a tenth of what the traffic itself does.
+        0 => (cpus / 2).clamp(1, MAX_RINGS),
+        rings => rings.min(MAX_RINGS),
+    };
+    let config = constants(options, offsets, rings, use_marks);
+    let btf = aya::Btf::from_sys_fs()?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(&btf))
+        .override_global("CONFIG", &config, true)
+        .map_max_entries("CONNECTIONS", options.max_connections)
+        .map_max_entries("SCRATCH", cpus);
+    for (index, name) in RING_MAPS.iter().enumerate() {
+        let used = index < rings as usize;
+        loader.map_max_entries(name, if used { options.ring_bytes } else { 4096 });
+    }
+    let ebpf = loader.load(super::OBJECT)?;
+    drop(loader);
+    Ok(Loaded {
+        ebpf,
+        btf,
+        rings,
+        use_marks,
+    })
+}
+
+/// The socket rings' maps, in the order of their numbers.
+pub const RING_MAPS: [&str; MAX_RINGS as usize] = [
+    "SOCKET_RING_0",
+    "SOCKET_RING_1",
+    "SOCKET_RING_2",
+    "SOCKET_RING_3",
+    "SOCKET_RING_4",
+    "SOCKET_RING_5",
+    "SOCKET_RING_6",
+    "SOCKET_RING_7",
+];
+
+fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, use_marks: bool) -> Config {
+    Config {
+        offsets,
+        syscalls: offsets::syscalls(),
+        agent_pid: std::process::id(),
+        capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
+        rings,
+        wakeup_bytes: options.ring_bytes / 4,
+        use_marks: u32::from(use_marks),
+        verbose: u32::from(options.verbose),
+    }
+}

@@ -1,0 +1,82 @@
+//! The offsets and numbers that the kernel programs get as constants.
+
+use ebpf_common::config::{MISSING, Offsets, Syscalls};
+
+use super::btf::{Btf, BtfError};
+
+/// `pt_regs` members: the system call's number, and its first four arguments as `sys_exit` still
+/// finds them. On arm64 the first argument is kept apart, since `x0` holds the result.
+#[cfg(target_arch = "x86_64")]
+const REGISTERS: (&str, [&str; 4]) = ("orig_ax", ["di", "si", "dx", "r10"]);
+
+/// Finds every offset in the kernel's BTF.
+///
+/// # Errors
+/// Where a member is missing that no fallback can replace.
+pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
+    let register = |name: &str| btf.offset("pt_regs", name);
+    let optional = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(MISSING);
+    let (syscall, [first, second, third, fourth]) = REGISTERS;
+    Ok(Offsets {
+        regs_syscall: register(syscall)?,
+        regs_args: [
+            register(first)?,
+            register(second)?,
+            register(third)?,
+            register(fourth)?,
+        ],
+        task_files: btf.offset("task_struct", "files")?,
+        task_mm: btf.offset("task_struct", "mm")?,
+        task_tgid: btf.offset("task_struct", "tgid")?,
+        task_real_parent: btf.offset("task_struct", "real_parent")?,
+        task_exit_code: btf.offset("task_struct", "exit_code")?,
+        task_signal: btf.offset("task_struct", "signal")?,
+        signal_live: btf.offset("signal_struct", "live")?,
+        mm_arg_start: btf.offset("mm_struct", "arg_start")?,
+        mm_arg_end: btf.offset("mm_struct", "arg_end")?,
+        files_fdt: btf.offset("files_struct", "fdt")?,
+        fdtable_max_fds: btf.offset("fdtable", "max_fds")?,
+        fdtable_fd: btf.offset("fdtable", "fd")?,
+        file_inode: btf.offset("file", "f_inode")?,
+        file_private_data: btf.offset("file", "private_data")?,
+        inode_mode: btf.offset("inode", "i_mode")?,
+        inode_number: btf.offset("inode", "i_ino")?,
+        socket_sk: btf.offset("socket", "sk")?,
+        socket_to_inode: btf.offset("socket_alloc", "vfs_inode")?,
+        sock_socket: btf.offset("sock", "sk_socket")?,
+        sock_type: btf.offset("sock", "sk_type")?,
+        sock_err: btf.offset("sock", "sk_err")?,
+        sock_shutdown: optional("sock", "sk_shutdown"),
+        sock_family: btf.offset("sock_common", "skc_family")?,
+        sock_local_port: btf.offset("sock_common", "skc_num")?,
+        sock_remote_port: btf.offset("sock_common", "skc_dport")?,
+        sock_local_v4: btf.offset("sock_common", "skc_rcv_saddr")?,
+        sock_remote_v4: btf.offset("sock_common", "skc_daddr")?,
+        sock_local_v6: optional("sock_common", "skc_v6_rcv_saddr"),
+        sock_remote_v6: optional("sock_common", "skc_v6_daddr"),
+        sock_net: btf.offset("sock_common", "skc_net")?,
+        net_inum: btf.offset("net", "ns.inum")?,
+        unix_peer: optional("unix_sock", "peer"),
+    })
+}
+
+/// The numbers of the calls that move bytes, on this architecture.
+#[must_use]
+pub fn syscalls() -> Syscalls {
+    // System call numbers are small and positive; `libc` types them as `c_long`.
+    let number = |number: libc::c_long| u32::try_from(number).unwrap_or(u32::MAX);
+    Syscalls {
+        read: number(libc::SYS_read),
+        write: number(libc::SYS_write),
+        readv: number(libc::SYS_readv),
+        writev: number(libc::SYS_writev),
+        sendto: number(libc::SYS_sendto),
+        recvfrom: number(libc::SYS_recvfrom),
+        sendmsg: number(libc::SYS_sendmsg),
+        recvmsg: number(libc::SYS_recvmsg),
+        sendmmsg: number(libc::SYS_sendmmsg),
+        recvmmsg: number(libc::SYS_recvmmsg),
+        sendfile: number(libc::SYS_sendfile),
+        splice: number(libc::SYS_splice),
+    }
+}

@@ -1,0 +1,70 @@
+//! Draining a ring: wait a little, then hand every record to a closure.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use aya::maps::{MapData, MapError, RingBuf};
+use aya::{Ebpf, maps::Map};
+
+/// One ring buffer and its only reader.
+pub struct Ring {
+    ring: RingBuf<MapData>,
+}
+
+/// A map of the object is not what the agent takes it for.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// The object has no such map, or it was taken already.
+    #[error("the object has no map `{0}`")]
+    NoMap(String),
+    /// The ring could not be mapped.
+    #[error("cannot map ring `{name}`: {source}")]
+    Map {
+        /// The map's name.
+        name: String,
+        /// What went wrong.
+        source: MapError,
+    },
+}
+
+impl Ring {
+    /// Takes the ring of that name out of the object.
+    ///
+    /// # Errors
+    /// Where there is none, or it cannot be mapped.
+    pub fn take(ebpf: &mut Ebpf, name: &str) -> Result<Self, RingError> {
+        let map: Map = ebpf
+            .take_map(name)
+            .ok_or_else(|| RingError::NoMap(name.to_owned()))?;
+        let ring = RingBuf::try_from(map).map_err(|source| RingError::Map {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self { ring })
+    }
+
+    /// Blocks until the kernel wakes the reader or `timeout` has passed.
+    pub fn wait(&self, timeout: Duration) {
+        let mut poll = libc::pollfd {
+            fd: self.ring.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one valid descriptor that outlives the call. Whatever it returns, the ring is
+        // drained next, so that the result does not matter.
+        unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };
+    }
+
+    /// Hands at most `limit` waiting records to `handle`; returns how many there were.
+    pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < limit
+            && let Some(record) = self.ring.next()
+        {
+            handle(&record);
+            count += 1;
+        }
+        count
+    }
+}

@@ -1,0 +1,259 @@
+//! Where in a process's memory the bytes of a system call are.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use ebpf_common::{
+    config::{MAX_CAPTURE_BYTES, Syscalls},
+    connection::Direction,
+};
+
+use crate::{
+    kernel::{Plain, load},
+    maps::{Scratch, VectorWalk, config},
+};
+
+/// Most elements of an I/O vector that are looked at; the rest counts, but is not captured.
+const MAX_VECTOR: u64 = 24;
+
+/// `sizeof(struct iovec)`
+const IOVEC_BYTES: u64 = 16;
+
+/// A call's buffer: one piece, or a vector of them.
+#[derive(Clone, Copy)]
+pub struct UserBuffer {
+    /// Address of the only piece; 0 where the call has none (sendfile, splice).
+    base: u64,
+    /// Address of an array of `struct iovec`; 0 for a single piece.
+    vector: u64,
+    /// Elements of that array.
+    count: u64,
+}
+
+/// What became of a capture.
+#[derive(Clone, Copy)]
+pub struct Captured {
+    /// Bytes copied.
+    pub len: u32,
+    /// Address just past the call's last byte; 0 where it is not known.
+    pub end: u64,
+    /// Some of the process's memory could not be read.
+    pub fault: bool,
+}
+
+impl UserBuffer {
+    /// No buffer in user space.
+    pub const NONE: Self = Self {
+        base: 0,
+        vector: 0,
+        count: 0,
+    };
+
+    const fn single(base: u64) -> Self {
+        Self {
+            base,
+            vector: 0,
+            count: 0,
+        }
+    }
+
+    /// The buffer of a `struct msghdr` (`msg_iov` at 16, `msg_iovlen` at 24 on 64-bit machines).
+    fn of_message(message: u64) -> Self {
+        Self {
+            base: 0,
+            vector: read_user(message + 16),
+            count: read_user(message + 24),
+        }
+    }
+
+    /// The same buffer, of which the verifier knows nothing; see [`Scratch::forget`].
+    #[inline(always)]
+    pub fn forget(&self, scratch: *mut Scratch) -> Self {
+        Self {
+            base: Scratch::forget(scratch, self.base),
+            vector: Scratch::forget(scratch, self.vector),
+            count: Scratch::forget(scratch, self.count),
+        }
+    }
+
+    /// The first eight bytes, or zero.
+    #[inline(always)]
+    pub fn first_word(&self) -> u64 {
+        let base = if self.vector == 0 {
+            self.base
+        } else {
+            read_user(self.vector)
+        };
+        read_user(base)
+    }
+
+    /// Copies the first `want` of the call's `total` bytes into the scratch record.
+    #[inline(always)]
+    pub fn capture(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
+        if self.vector != 0 {
+            return self.capture_vector(total, want, scratch);
+        }
+        if self.base == 0 {
+            return Captured {
+                len: 0,
+                end: 0,
+                fault: false,
+            };
+        }
+        let fault = !copy(scratch, 0, want, self.base);
+        Captured {
+            len: if fault { 0 } else { want },
+            end: self.base + total,
+            fault,
+        }
+    }
+
+    /// Walks the vector. What one step hands to the next lives in the scratch record: the verifier
+    /// knows nothing of a map's contents, so that all steps look alike to it and are verified once.
+    #[inline(always)]
+    fn capture_vector(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
+        // SAFETY: this CPU's scratch record; see `Scratch`.
+        let walk = unsafe { &raw mut (*scratch).walk };
+        // SAFETY: as above, for every access to `walk` below.
+        unsafe {
+            walk.write_volatile(VectorWalk {
+                left: total,
+                end: 0,
+                room: want,
+                copied: 0,
+            })
+        };
+        let mut fault = false;
+        let mut index = 0;
+        while index < MAX_VECTOR {
+            if index >= self.count {
+                break;
+            }
+            let [base, len]: [u64; 2] = read_user(self.vector + index * IOVEC_BYTES);
+            // SAFETY: as above.
+            let mut at = unsafe { walk.read_volatile() };
+            let used = if len < at.left { len } else { at.left };
+            let piece = if used < u64::from(at.room) {
+                used as u32
+            } else {
+                at.room
+            };
+            if piece > 0 && !copy(scratch, at.copied, piece, base) {
+                fault = true;
+                break;
+            }
+            at.copied += piece;
+            at.room -= piece;
+            at.left -= used;
+            at.end = base + used;
+            // SAFETY: as above.
+            unsafe { walk.write_volatile(at) };
+            if at.left == 0 {
+                break;
+            }
+            index += 1;
+        }
+        // SAFETY: as above.
+        let at = unsafe { walk.read_volatile() };
+        Captured {
+            len: at.copied,
+            end: if at.left == 0 { at.end } else { 0 },
+            fault,
+        }
+    }
+}
+
+/// Copies `len` bytes of the process's memory to `position` in the scratch record.
+#[inline(always)]
+fn copy(scratch: *mut Scratch, position: u32, len: u32, from: u64) -> bool {
+    // The opaque values keep the compiler from dropping the bounds that the verifier asks for.
+    let position = core::hint::black_box(position);
+    let len = core::hint::black_box(len);
+    if position > MAX_CAPTURE_BYTES || len > MAX_CAPTURE_BYTES {
+        return false;
+    }
+    // SAFETY: `position` and `len` are at most half of the buffer each.
+    unsafe {
+        let to = (&raw mut (*scratch).bytes)
+            .cast::<u8>()
+            .add(position as usize);
+        bpf_probe_read_user(to.cast(), len, from as *const _) == 0
+    }
+}
+
+/// Reads a `T` of the process's memory; zero where that fails.
+#[inline(always)]
+pub fn read_user<T: Plain>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: as in `kernel::read`.
+    unsafe {
+        bpf_probe_read_user(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        value.assume_init()
+    }
+}
+
+/// The eight bytes that end at `end`, the last one in the least significant byte; zero where they
+/// cannot be read.
+#[inline(always)]
+pub fn last_word(end: u64) -> u64 {
+    read_user::<u64>(end - 8).swap_bytes()
+}
+
+/// Which way a system call moves bytes; `None` for calls that move none. `splice` counts as
+/// egress here and is looked at more closely by whoever needs it.
+#[inline(always)]
+pub fn direction_of(syscalls: &Syscalls, number: u32) -> Option<Direction> {
+    if number == syscalls.read
+        || number == syscalls.recvfrom
+        || number == syscalls.recvmsg
+        || number == syscalls.readv
+        || number == syscalls.recvmmsg
+    {
+        return Some(Direction::Ingress);
+    }
+    if number == syscalls.write
+        || number == syscalls.sendto
+        || number == syscalls.sendmsg
+        || number == syscalls.writev
+        || number == syscalls.sendfile
+        || number == syscalls.sendmmsg
+        || number == syscalls.splice
+    {
+        return Some(Direction::Egress);
+    }
+    None
+}
+
+/// The buffer of a call, by the arguments that its registers still hold.
+#[inline(always)]
+pub fn buffer_of(regs: u64, number: u32) -> UserBuffer {
+    let config = config();
+    let syscalls = &config.syscalls;
+    // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
+    let second: u64 = unsafe { load(regs, config.offsets.regs_args[1]) };
+    if number == syscalls.read
+        || number == syscalls.write
+        || number == syscalls.sendto
+        || number == syscalls.recvfrom
+    {
+        return UserBuffer::single(second);
+    }
+    if number == syscalls.readv || number == syscalls.writev {
+        // SAFETY: as above.
+        let count = unsafe { load(regs, config.offsets.regs_args[2]) };
+        return UserBuffer {
+            base: 0,
+            vector: second,
+            count,
+        };
+    }
+    if number == syscalls.sendfile || number == syscalls.splice {
+        return UserBuffer::NONE;
+    }
+    // The first `struct mmsghdr` begins with its `struct msghdr`.
+    UserBuffer::of_message(second)
+}

@@ -1,0 +1,171 @@
+//! The connection map: how a socket enters it and leaves it.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use ebpf_common::{
+    RecordKind,
+    config::MISSING,
+    connection::{
+        CloseReason, ConnectionClosed, ConnectionOpened, ConnectionState, Cursor, closed, family,
+        protocol_state,
+    },
+    loss::LossReason,
+};
+
+use crate::{
+    kernel::{read, socket_inode},
+    maps::{CONNECTIONS, config, count_loss, next_connection_id},
+    ring::send,
+};
+
+/// No segment yet: differs from both directions.
+const NO_DIRECTION: u8 = 255;
+
+/// The state of `sock`; a socket seen for the first time enters the map and is told to the agent.
+/// `None` where the map is full.
+#[inline(always)]
+pub fn get_or_open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
+    if let Some(state) = CONNECTIONS.get_ptr_mut(sock) {
+        if family != family::UNIX {
+            return Some(state);
+        }
+        // No tracepoint tells the end of a Unix socket; its address may have a new owner.
+        let inode = socket_inode(&config().offsets, sock);
+        // SAFETY: the map's own element, checked for null above.
+        if unsafe { (*state).inode } == inode {
+            return Some(state);
+        }
+        end(sock, state, CloseReason::Replaced);
+    }
+    open(sock, family)
+}
+
+/// Puts a connection into the map and tells the agent. Not inlined: it runs once a connection and
+/// would otherwise be verified at each place that may open one.
+#[inline(never)]
+fn open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
+    let offsets = &config().offsets;
+    let local_address = address(sock, family, offsets.sock_local_v4, offsets.sock_local_v6);
+    let remote_address = address(sock, family, offsets.sock_remote_v4, offsets.sock_remote_v6);
+    let is_inet = family != family::UNIX;
+    let connection_id = next_connection_id();
+    let net: u64 = read(sock, offsets.sock_net);
+    // SAFETY: no arguments.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let remote_port: u16 = if is_inet {
+        read(sock, offsets.sock_remote_port)
+    } else {
+        0
+    };
+    let state = ConnectionState {
+        connection_id,
+        inode: socket_inode(offsets, sock),
+        cursors: [Cursor {
+            offset_bytes: 0,
+            last_ns: 0,
+        }; 2],
+        budget_bytes: [0; 2],
+        tail: [0; 2],
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        family,
+        ring: (connection_id % u64::from(config().rings.max(1))) as u8,
+        protocol: protocol_state::UNKNOWN,
+        last_direction: NO_DIRECTION,
+        strikes: 0,
+        closed: 0,
+        close_reason: CloseReason::Fin as u8,
+        ports: [
+            if is_inet {
+                read(sock, offsets.sock_local_port)
+            } else {
+                0
+            },
+            u16::from_be(remote_port),
+        ],
+        addresses: [local_address, remote_address],
+        network_namespace: read(net, offsets.net_inum),
+        padding: 0,
+        peer_socket: if is_inet || offsets.unix_peer == MISSING {
+            0
+        } else {
+            read(sock, offsets.unix_peer)
+        },
+        opened_ns: now_ns,
+    };
+    if CONNECTIONS.insert(sock, state, 0).is_err() {
+        count_loss(LossReason::ConnectionsFull);
+        return None;
+    }
+    let opened = ConnectionOpened {
+        kind: RecordKind::ConnectionOpened as u8,
+        padding: [0; 1],
+        family,
+        local_port: state.ports[0],
+        remote_port: state.ports[1],
+        connection_id,
+        socket: sock,
+        inode: state.inode,
+        time_ns: now_ns,
+        pid: state.pid,
+        network_namespace: state.network_namespace,
+        local_address,
+        remote_address,
+    };
+    send(
+        state.ring,
+        core::ptr::from_ref(&opened).cast(),
+        size_of::<ConnectionOpened>(),
+    );
+    CONNECTIONS.get_ptr_mut(sock)
+}
+
+/// One address of a socket, as [`ConnectionOpened`] carries it.
+#[inline(always)]
+fn address(sock: u64, family: u16, v4: u32, v6: u32) -> [u8; 16] {
+    // Whole words: the compiler's own loop over bytes would be verified byte by byte.
+    let words: [u64; 2] = if family == family::INET6 && v6 != MISSING {
+        read(sock, v6)
+    } else if family == family::INET {
+        [u64::from(read::<u32>(sock, v4)), 0]
+    } else {
+        [0, 0]
+    };
+    // SAFETY: two words are sixteen bytes, of which every pattern is a value.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// Tells the agent that `directions` of a connection have ended, once each.
+#[inline(always)]
+pub fn tell_closed(state: *mut ConnectionState, directions: u8, reason: CloseReason) {
+    // SAFETY: a map element that the caller looked up.
+    let state = unsafe { &mut *state };
+    let news = directions & !state.closed;
+    if news == 0 {
+        return;
+    }
+    state.closed |= news;
+    if matches!(state.protocol, protocol_state::OTHER | protocol_state::TLS) {
+        return;
+    }
+    let record = ConnectionClosed {
+        kind: RecordKind::ConnectionClosed as u8,
+        directions: news,
+        reason: reason as u8,
+        padding: [0; 5],
+        connection_id: state.connection_id,
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        cursors: state.cursors,
+    };
+    send(
+        state.ring,
+        core::ptr::from_ref(&record).cast(),
+        size_of::<ConnectionClosed>(),
+    );
+}
+
+/// Ends a connection: tells the agent what it has not been told and frees the map's slot.
+#[inline(always)]
+pub fn end(sock: u64, state: *mut ConnectionState, reason: CloseReason) {
+    tell_closed(state, closed::BOTH, reason);
+    let _ = CONNECTIONS.remove(sock);
+}

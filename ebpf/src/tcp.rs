@@ -1,0 +1,65 @@
+//! The end of TCP connections: `inet_sock_set_state`, `tcp_destroy_sock`.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use ebpf_common::connection::{CloseReason, closed};
+
+use crate::{
+    connection::{end, tell_closed},
+    kernel::read,
+    maps::{CONNECTIONS, config},
+};
+
+// `include/net/tcp_states.h`
+const FIN_WAIT1: i32 = 4;
+const CLOSE: i32 = 7;
+const LAST_ACK: i32 = 9;
+
+// `include/uapi/asm-generic/errno*.h`
+const EPIPE: i32 = 32;
+const ECONNRESET: i32 = 104;
+const ETIMEDOUT: i32 = 110;
+
+/// `inet_sock_set_state(sk, oldstate, newstate)`: the process will write no more, or the
+/// connection broke, and `sk_err` still says why.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    let sock: u64 = ctx.arg(0);
+    let new_state: i32 = ctx.arg(2);
+    if !matches!(new_state, FIN_WAIT1 | CLOSE | LAST_ACK) {
+        return 0;
+    }
+    let Some(state) = CONNECTIONS.get_ptr_mut(sock) else {
+        return 0;
+    };
+    if new_state != CLOSE {
+        tell_closed(state, closed::EGRESS, CloseReason::Fin);
+        return 0;
+    }
+    // Bytes that arrived before the end may still be read: the end itself is told by
+    // `tcp_destroy_sock`, or by the read that fails.
+    let reason = match read::<i32>(sock, config().offsets.sock_err) {
+        ECONNRESET | EPIPE => CloseReason::Reset,
+        ETIMEDOUT => CloseReason::Timeout,
+        _ => return 0,
+    };
+    // SAFETY: the map's own element, checked for null above.
+    unsafe { (*state).close_reason = reason as u8 };
+    0
+}
+
+/// `tcp_destroy_sock(sk)`: nobody will read or write this socket again.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    let sock: u64 = ctx.arg(0);
+    let Some(state) = CONNECTIONS.get_ptr_mut(sock) else {
+        return 0;
+    };
+    // SAFETY: the map's own element, checked for null above.
+    let raw = unsafe { (*state).close_reason };
+    end(
+        sock,
+        state,
+        CloseReason::from_raw(raw).unwrap_or(CloseReason::Fin),
+    );
+    0
+}

@@ -1,0 +1,133 @@
+//! From a descriptor to its socket, for kernels before 6.3: task → files → fdt → file → socket.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns};
+use ebpf_common::{config::Offsets, connection::Direction};
+
+use crate::{
+    buffer::{UserBuffer, buffer_of, direction_of, read_user},
+    connection::get_or_open,
+    kernel::{is_followed, load, read},
+    maps::config,
+    segment::{Segment, handle},
+    tap::receive_ended,
+};
+
+/// `S_IFMT` and `S_IFSOCK` of `i_mode`.
+const FILE_TYPE: u16 = 0o170_000;
+const SOCKET: u16 = 0o140_000;
+
+/// `MSG_PEEK | MSG_ERRQUEUE`, `MSG_TRUNC`
+const NOT_CONSUMED: u64 = 0x2 | 0x2000;
+const DISCARDED: u64 = 0x20;
+
+/// `sizeof(struct mmsghdr)`, and where its `msg_len` is.
+const MMSGHDR_BYTES: u64 = 64;
+const MMSGHDR_LEN: u64 = 56;
+/// Most messages of one sendmmsg or recvmmsg whose lengths are added up.
+const MAX_MESSAGES: u64 = 16;
+
+/// A call that moves bytes has returned `result`.
+#[inline(always)]
+pub fn handle_exit(regs: u64, syscall: u32, result: i64) {
+    let config = config();
+    let (offsets, syscalls) = (&config.offsets, &config.syscalls);
+    if result < 0 && result != -104 {
+        return;
+    }
+    if (bpf_get_current_pid_tgid() >> 32) as u32 == config.agent_pid {
+        return;
+    }
+    let Some(mut direction) = direction_of(syscalls, syscall) else {
+        return;
+    };
+    let argument = |index: usize| -> u64 {
+        // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
+        unsafe { load(regs, offsets.regs_args[index]) }
+    };
+    let flags = if syscall == syscalls.recvmsg {
+        argument(2)
+    } else if syscall == syscalls.recvfrom || syscall == syscalls.recvmmsg {
+        argument(3)
+    } else {
+        0
+    };
+    if flags & NOT_CONSUMED != 0 {
+        return;
+    }
+    let mut sock = socket_of(offsets, argument(0));
+    if syscall == syscalls.splice {
+        // From the first descriptor to the third argument's.
+        if sock != 0 {
+            direction = Direction::Ingress;
+        } else {
+            sock = socket_of(offsets, argument(2));
+        }
+    }
+    if sock == 0 {
+        return;
+    }
+    let family: u16 = read(sock, offsets.sock_family);
+    if !is_followed(family, read(sock, offsets.sock_type)) {
+        return;
+    }
+    if result <= 0 {
+        if matches!(direction, Direction::Ingress) {
+            receive_ended(sock, result as i32);
+        }
+        return;
+    }
+    let mut len = result as u64;
+    if syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg {
+        let messages = argument(1);
+        len = 0;
+        let mut index = 0;
+        while index < MAX_MESSAGES {
+            if index >= result as u64 {
+                break;
+            }
+            len += u64::from(read_user::<u32>(
+                messages + index * MMSGHDR_BYTES + MMSGHDR_LEN,
+            ));
+            index += 1;
+        }
+    }
+    let buffer = if flags & DISCARDED != 0 {
+        UserBuffer::NONE
+    } else {
+        buffer_of(regs, syscall)
+    };
+    if let Some(state) = get_or_open(sock, family) {
+        // SAFETY: no arguments.
+        let time_ns = unsafe { bpf_ktime_get_ns() };
+        handle(&Segment {
+            socket: sock,
+            state,
+            direction,
+            len,
+            time_ns,
+            buffer,
+        });
+    }
+}
+
+/// The `struct sock` behind a descriptor of the current process; 0 where it is no socket.
+#[inline(always)]
+fn socket_of(offsets: &Offsets, descriptor: u64) -> u64 {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let files: u64 = read(task, offsets.task_files);
+    let table: u64 = read(files, offsets.files_fdt);
+    let size: u32 = read(table, offsets.fdtable_max_fds);
+    let descriptor = descriptor & 0xffff_ffff;
+    if descriptor >= u64::from(size) {
+        return 0;
+    }
+    let array: u64 = read(table, offsets.fdtable_fd);
+    let file: u64 = read(array + descriptor * 8, 0);
+    let inode: u64 = read(file, offsets.file_inode);
+    if read::<u16>(inode, offsets.inode_mode) & FILE_TYPE != SOCKET {
+        return 0;
+    }
+    let socket: u64 = read(file, offsets.file_private_data);
+    read(socket, offsets.socket_sk)
+}
