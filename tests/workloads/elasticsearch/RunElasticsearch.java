@@ -6,6 +6,7 @@ import org.elasticsearch.common.settings.Settings;
 import org.elasticsearch.env.Environment;
 import org.elasticsearch.node.InternalSettingsPreparer;
 import org.elasticsearch.node.Node;
+import org.elasticsearch.reindex.ReindexPlugin;
 import org.elasticsearch.transport.Netty4Plugin;
 
 /** A single Elasticsearch node: {@code RunElasticsearch EMPTY_FOLDER PORT}, on 127.0.0.1, until it is ended. */
@@ -35,7 +36,7 @@ public class RunElasticsearch {
     /** A node's constructor that takes plugins is not public. */
     private static final class EmbeddedNode extends Node {
         EmbeddedNode(Environment environment) {
-            super(environment, List.of(Netty4Plugin.class), true);
+            super(environment, List.of(Netty4Plugin.class, ReindexPlugin.class), true);
         }
     }
 }

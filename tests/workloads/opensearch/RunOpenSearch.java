@@ -4,6 +4,7 @@ import java.util.List;
 import java.util.Map;
 import org.opensearch.common.settings.Settings;
 import org.opensearch.env.Environment;
+import org.opensearch.index.reindex.ReindexPlugin;
 import org.opensearch.node.InternalSettingsPreparer;
 import org.opensearch.node.Node;
 import org.opensearch.transport.Netty4Plugin;
@@ -35,7 +36,7 @@ public class RunOpenSearch {
     /** A node's constructor that takes plugins is not public. */
     private static final class EmbeddedNode extends Node {
         EmbeddedNode(Environment environment) {
-            super(environment, List.of(Netty4Plugin.class), true);
+            super(environment, List.of(Netty4Plugin.class, ReindexPlugin.class), true);
         }
     }
 }
