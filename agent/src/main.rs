@@ -1,2 +1,50 @@
-//! The `telltale` command.
-fn main() {}
+//! The `telltale` command: flags → configuration → logging → run → exit code.
+
+use std::process::ExitCode;
+
+use telltale::cli::{self, Command, Invocation};
+use telltale::config::{Config, ConfigError};
+use telltale::{agent, check, commands, logging};
+
+/// A flag, key or value that cannot be used.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("telltale: {error:#}");
+            let is_usage = error.downcast_ref::<ConfigError>().is_some();
+            ExitCode::from(if is_usage { EXIT_USAGE } else { 1 })
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let command = match cli::parse(std::env::args_os())? {
+        Invocation::Print(text) => {
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Invocation::Command(command) => command,
+    };
+    match command {
+        Command::Run(args) => {
+            let config = Config::from_cli(&args)?;
+            logging::init(&config.log);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("telltale")
+                .enable_all()
+                .build()?;
+            runtime.block_on(agent::run(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Profile(args) => commands::profile::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => {
+            let report = check::check(Config::from_check(&args)?.tap.into());
+            print!("{}", report.to_text());
+            Ok(if report.is_able() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}

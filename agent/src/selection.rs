@@ -112,3 +112,108 @@ pub fn glob(pattern: &str) -> Result<GlobMatcher, globset::Error> {
         .build()?
         .compile_matcher())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> Process {
+        Process {
+            service: "orders-api".into(),
+            executable: "/usr/bin/python3.11".into(),
+            command_line: ["python3", "-m", "uvicorn", "orders:api"]
+                .map(str::to_owned)
+                .to_vec(),
+            container_id: Some("3f9a7c1be2d84650".into()),
+            ..Process::unknown(7, "python3")
+        }
+    }
+
+    fn rules(text: &str) -> Vec<TargetRule> {
+        serde_saphyr::from_str(text).unwrap()
+    }
+
+    fn selection(include: &str, exclude: &str) -> Selection {
+        let targets = TargetsConfig {
+            include: rules(include),
+            exclude: rules(exclude),
+        };
+        Selection::new(&targets).unwrap()
+    }
+
+    #[test]
+    fn by_default_every_process_is_observed() {
+        let selection = Selection::new(&TargetsConfig::default()).unwrap();
+        assert!(selection.selects(&process(), &[]));
+        assert!(selection.selects(&Process::unknown(1, ""), &[]));
+        assert!(!selection.depends_on_ports());
+    }
+
+    #[test]
+    fn each_condition_selects() {
+        for (rule, selected) in [
+            ("executable: python*", true),
+            ("executable: python3", false),
+            ("executable: /usr/bin/*", true),
+            ("executable: /opt/**", false),
+            ("executable: '{python,node}*'", true),
+            ("command_line: '*uvicorn orders:*'", true),
+            ("command_line: uvicorn", false),
+            ("port: 8000", true),
+            ("port: 8001", false),
+            ("service: orders-*", true),
+            ("service: orders", false),
+            ("service: 'order?-a[a-z]i'", true),
+            ("container: 3f9a", true),
+            ("container: 3f9a7c1be2d84650", true),
+            ("container: 9a7c", false),
+            ("container: '*2d8'", true),
+        ] {
+            let include = selection(&format!("[{{{rule}}}]"), "[]");
+            assert_eq!(
+                include.selects(&process(), &[443, 8000]),
+                selected,
+                "include {rule}"
+            );
+            let exclude = selection("[]", &format!("[{{{rule}}}]"));
+            assert_eq!(
+                exclude.selects(&process(), &[443, 8000]),
+                !selected,
+                "exclude {rule}"
+            );
+        }
+    }
+
+    #[test]
+    fn all_conditions_of_a_rule_have_to_hold_and_any_rule_will_do() {
+        let both = selection("[{service: orders-*, port: 8000}]", "[]");
+        assert!(both.selects(&process(), &[8000]));
+        assert!(!both.selects(&process(), &[]));
+        assert!(both.depends_on_ports());
+        let either = selection("[{service: other}, {port: 8000}]", "[]");
+        assert!(either.selects(&process(), &[8000]));
+        assert!(!either.selects(&process(), &[80]));
+    }
+
+    #[test]
+    fn an_exclude_rule_wins() {
+        let selection = selection("[{service: orders-*}]", "[{executable: python*}]");
+        assert!(!selection.selects(&process(), &[]));
+    }
+
+    #[test]
+    fn a_process_that_is_in_no_container_matches_no_container_rule() {
+        let selection = selection("[{container: '*'}]", "[]");
+        assert!(selection.selects(&process(), &[]));
+        assert!(!selection.selects(&Process::unknown(1, "x"), &[]));
+    }
+
+    #[test]
+    fn a_broken_glob_is_an_error() {
+        let targets = TargetsConfig {
+            include: rules("[{service: 'a['}]"),
+            exclude: Vec::new(),
+        };
+        assert!(Selection::new(&targets).is_err());
+    }
+}

@@ -13,7 +13,7 @@ use ebpf_common::{
 
 use crate::{
     kernel::{read, socket_inode},
-    maps::{CONNECTIONS, config, count_loss, next_connection_id},
+    maps::{CONNECTIONS, config, count_loss, next_connection_id, scratch},
     ring::send,
 };
 
@@ -40,79 +40,71 @@ pub fn get_or_open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
 }
 
 /// Puts a connection into the map and tells the agent. Not inlined: it runs once a connection and
-/// would otherwise be verified at each place that may open one.
+/// would otherwise be verified at each place that may open one. Its records are built in the
+/// scratch, since all frames of a program share 512 bytes of stack.
 #[inline(never)]
 fn open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
+    let scratch = scratch()?;
+    // SAFETY: this CPU's scratch; preemption is off in tracing programs.
+    let (state, opened) = unsafe { (&mut (*scratch).state, &mut (*scratch).opened) };
     let offsets = &config().offsets;
-    let local_address = address(sock, family, offsets.sock_local_v4, offsets.sock_local_v6);
-    let remote_address = address(sock, family, offsets.sock_remote_v4, offsets.sock_remote_v6);
     let is_inet = family != family::UNIX;
-    let connection_id = next_connection_id();
     let net: u64 = read(sock, offsets.sock_net);
-    // SAFETY: no arguments.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let remote_port: u16 = if is_inet {
-        read(sock, offsets.sock_remote_port)
+
+    opened.kind = RecordKind::ConnectionOpened as u8;
+    opened.family = family;
+    opened.local_port = if is_inet {
+        read(sock, offsets.sock_local_port)
     } else {
         0
     };
-    let state = ConnectionState {
-        connection_id,
-        inode: socket_inode(offsets, sock),
-        cursors: [Cursor {
-            offset_bytes: 0,
-            last_ns: 0,
-        }; 2],
-        budget_bytes: [0; 2],
-        tail: [0; 2],
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        family,
-        ring: (connection_id % u64::from(config().rings.max(1))) as u8,
-        protocol: protocol_state::UNKNOWN,
-        last_direction: NO_DIRECTION,
-        strikes: 0,
-        closed: 0,
-        close_reason: CloseReason::Fin as u8,
-        ports: [
-            if is_inet {
-                read(sock, offsets.sock_local_port)
-            } else {
-                0
-            },
-            u16::from_be(remote_port),
-        ],
-        addresses: [local_address, remote_address],
-        network_namespace: read(net, offsets.net_inum),
-        padding: 0,
-        peer_socket: if is_inet || offsets.unix_peer == MISSING {
-            0
-        } else {
-            read(sock, offsets.unix_peer)
-        },
-        opened_ns: now_ns,
+    opened.remote_port = if is_inet {
+        u16::from_be(read(sock, offsets.sock_remote_port))
+    } else {
+        0
     };
-    if CONNECTIONS.insert(sock, state, 0).is_err() {
+    opened.connection_id = next_connection_id();
+    opened.socket = sock;
+    opened.inode = socket_inode(offsets, sock);
+    // SAFETY: no arguments.
+    opened.time_ns = unsafe { bpf_ktime_get_ns() };
+    opened.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    opened.network_namespace = read(net, offsets.net_inum);
+    opened.local_address = address(sock, family, offsets.sock_local_v4, offsets.sock_local_v6);
+    opened.remote_address = address(sock, family, offsets.sock_remote_v4, offsets.sock_remote_v6);
+
+    state.connection_id = opened.connection_id;
+    state.inode = opened.inode;
+    state.cursors = [Cursor {
+        offset_bytes: 0,
+        last_ns: 0,
+    }; 2];
+    state.budget_bytes = [0; 2];
+    state.pid = opened.pid;
+    state.family = family;
+    state.ring = (opened.connection_id % u64::from(config().rings.max(1))) as u8;
+    state.protocol = protocol_state::UNKNOWN;
+    state.last_direction = NO_DIRECTION;
+    state.strikes = 0;
+    state.closed = 0;
+    state.close_reason = CloseReason::Fin as u8;
+    state.ports = [opened.local_port, opened.remote_port];
+    state.addresses = [opened.local_address, opened.remote_address];
+    state.network_namespace = opened.network_namespace;
+    state.peer_socket = if is_inet || offsets.unix_peer == MISSING {
+        0
+    } else {
+        read(sock, offsets.unix_peer)
+    };
+    state.opened_ns = opened.time_ns;
+
+    if CONNECTIONS.insert(sock, &*state, 0).is_err() {
         count_loss(LossReason::ConnectionsFull);
         return None;
     }
-    let opened = ConnectionOpened {
-        kind: RecordKind::ConnectionOpened as u8,
-        padding: [0; 1],
-        family,
-        local_port: state.ports[0],
-        remote_port: state.ports[1],
-        connection_id,
-        socket: sock,
-        inode: state.inode,
-        time_ns: now_ns,
-        pid: state.pid,
-        network_namespace: state.network_namespace,
-        local_address,
-        remote_address,
-    };
     send(
         state.ring,
-        core::ptr::from_ref(&opened).cast(),
+        core::ptr::from_ref(opened).cast(),
         size_of::<ConnectionOpened>(),
     );
     CONNECTIONS.get_ptr_mut(sock)

@@ -9,6 +9,7 @@ mod kernel;
 mod maps;
 mod process;
 mod ring;
+mod sample;
 mod segment;
 mod tap;
 mod tcp;

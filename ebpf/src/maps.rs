@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     config::{Config, MAX_CAPTURE_BYTES},
-    connection::{ConnectionState, SocketData},
+    connection::{ConnectionOpened, ConnectionState, SocketData},
     loss::LossReason,
 };
 
@@ -52,6 +52,9 @@ pub struct Scratch {
     pub header: SocketData,
     pub bytes: [u8; 2 * MAX_CAPTURE_BYTES as usize],
     pub walk: VectorWalk,
+    /// A connection that enters the map, and the record that tells of it.
+    pub state: ConnectionState,
+    pub opened: ConnectionOpened,
     /// See [`Scratch::forget`].
     pub forgotten: u64,
 }

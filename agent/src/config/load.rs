@@ -15,6 +15,7 @@ use crate::cli::RunArgs;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Most of a refused value that an error repeats.
 const MAX_SHOWN_CHARS: usize = 80;
+const MAPPING: &str = "a mapping of keys to values";
 
 impl Config {
     /// The configuration of `telltale run`: `args` win over the process's environment, the
@@ -86,6 +87,7 @@ impl Config {
             value = Value::Object(serde_json::Map::new());
         }
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
+        check_shape(&value, &defaults, "", &source_name)?;
         drop_nulls(&mut value, &defaults);
         let config: Self = serde_path_to_error::deserialize(&value)
             .map_err(|error| refused(&error, &value, &source_name))?;
@@ -264,6 +266,52 @@ pub(super) fn hidden(source: &str, key: &str) -> ConfigError {
     }
 }
 
+/// serde takes a list for a structure too, its members in order of declaration. Nobody who writes
+/// one means that.
+fn check_shape(
+    value: &Value,
+    defaults: &Value,
+    key: &str,
+    source_name: &str,
+) -> Result<(), ConfigError> {
+    match (value, defaults) {
+        (Value::Object(map), _) => map.iter().try_for_each(|(name, item)| {
+            let separator = if key.is_empty() { "" } else { "." };
+            let path = format!("{key}{separator}{name}");
+            check_shape(item, &defaults[name], &path, source_name)
+        }),
+        (Value::Array(items), Value::Array(_)) => {
+            items
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, item)| match item {
+                    Value::Array(_) => {
+                        Err(not_a_mapping(item, &format!("{key}[{index}]"), source_name))
+                    }
+                    _ => Ok(()),
+                })
+        }
+        (_, Value::Object(_)) if !value.is_null() => Err(not_a_mapping(value, key, source_name)),
+        _ => Ok(()),
+    }
+}
+
+fn not_a_mapping(value: &Value, key: &str, source_name: &str) -> ConfigError {
+    let key = if key.is_empty() {
+        "the whole file"
+    } else {
+        key
+    };
+    not_allowed(source_name, key, &text_of(value), MAPPING)
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// A key without a value (`otlp:` with all below it commented out) leaves the default. Only keys
 /// that exist: others have to reach the error for unknown ones.
 fn drop_nulls(value: &mut Value, defaults: &Value) {
@@ -319,19 +367,24 @@ fn refused(
     let allowed = message
         .split_once("expected ")
         .map_or(message.as_str(), |(_, expected)| expected);
-    not_allowed(source_name, &key, &value, &plain_type(allowed))
+    let allowed = if message.starts_with("unknown variant") {
+        allowed.replace('`', "")
+    } else {
+        plain_type(allowed).to_owned()
+    };
+    not_allowed(source_name, &key, &value, &allowed)
 }
 
 /// serde's name of a Rust type as a user would say it.
-fn plain_type(expected: &str) -> String {
+fn plain_type(expected: &str) -> &str {
     match expected {
-        "u16" => "a whole number, 0 to 65535".to_owned(),
-        "u32" | "u64" | "usize" => "a whole number, 0 or more".to_owned(),
-        "f64" => "a number".to_owned(),
-        "a sequence" => "a list".to_owned(),
-        "a map" => "a mapping of keys to values".to_owned(),
-        other if other.starts_with("struct ") => "a mapping of keys to values".to_owned(),
-        other => other.replace('`', ""),
+        "u16" => "a whole number, 0 to 65535",
+        "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => MAPPING,
+        other if other.starts_with("struct ") => MAPPING,
+        other => other,
     }
 }
 

@@ -311,3 +311,6 @@ impl Default for ProfileConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,9 @@ pub mod load;
 pub mod maps;
 pub mod mounts;
 pub mod offsets;
+pub mod programs;
 pub mod ring;
+pub mod sampler;
 
 /// The kernel programs, compiled from `ebpf/` (`cargo xtask ebpf build`).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(

@@ -17,8 +17,16 @@ pub enum RingError {
     /// The object has no such map, or it was taken already.
     #[error("the object has no map `{0}`")]
     NoMap(String),
-    /// The ring could not be mapped.
-    #[error("cannot map ring `{name}`: {source}")]
+    /// No second descriptor of a map could be had.
+    #[error("cannot copy the descriptor of map `{name}`: {source}")]
+    Descriptor {
+        /// The map's name.
+        name: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The map is of another kind, or could not be mapped into memory.
+    #[error("cannot use map `{name}`: {source}")]
     Map {
         /// The map's name.
         name: String,

@@ -1,5 +1,11 @@
 //! Who is a pid? The process table, and what it learns from exec and exit events and from `/proc`.
 
+mod cgroup;
+mod container;
+mod name;
+mod procfs;
+mod runtime;
+mod script;
 mod table;
 
 use std::path::PathBuf;
@@ -76,6 +82,8 @@ pub struct Process {
     pub runtime: Runtime,
     /// Container id from the cgroup, 64 hexadecimal digits.
     pub container_id: Option<Box<str>>,
+    /// The container's own name, where the node tells.
+    pub container_name: Option<Box<str>>,
     /// The pod, in Kubernetes.
     pub pod: Option<Box<Pod>>,
 }
@@ -94,6 +102,7 @@ impl Process {
             command_line: Vec::new(),
             runtime: Runtime::Unknown,
             container_id: None,
+            container_name: None,
             pod: None,
         }
     }

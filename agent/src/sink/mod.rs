@@ -1,7 +1,11 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
+#[cfg(test)]
+pub(crate) mod fixtures;
+pub mod otlp;
 pub mod prometheus;
 mod semantics;
+pub mod summary;
 
 use crate::observation::Observation;
 

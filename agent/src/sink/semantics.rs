@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use protocol::observation::{Exchange, Outcome};
+use protocol::observation::{Exchange, Outcome, Role};
 
 use crate::observation::{Endpoint, Observation};
 
@@ -70,26 +70,31 @@ pub(super) fn duration_ns(exchange: &Exchange) -> u64 {
     end.saturating_sub(times.request_first_ns)
 }
 
-/// Host and port of the server that a client talks to.
+/// Host and port of a server.
 pub(super) type Server<'a> = (&'a str, Option<u16>);
 
-/// What the client calls the server: `Host`, with the peer's port where it names none; the peer's
-/// address where there is no `Host`. A Unix socket without `Host` has neither.
+/// The server of an exchange as the client calls it: `Host`, with the port of the server's end
+/// where it names none; the address of that end where there is no `Host`. A Unix socket without
+/// `Host` has neither.
 pub(super) fn server_of<'a>(observation: &'a Observation, scratch: &'a mut String) -> Server<'a> {
-    let peer_port = match observation.remote {
+    let end = match observation.exchange.role {
+        Role::Client => observation.remote,
+        Role::Server => observation.local,
+    };
+    let end_port = match end {
         Endpoint::Inet(address) => Some(address.port()),
         Endpoint::Unix => None,
     };
     if let Some(host) = &observation.exchange.host {
         let (name, port) = split_host(host);
-        return (name, port.or(peer_port));
+        return (name, port.or(end_port));
     }
     scratch.clear();
-    if let Endpoint::Inet(address) = observation.remote {
+    if let Endpoint::Inet(address) = end {
         // Writing to a String cannot fail.
         let _ = write!(scratch, "{}", address.ip());
     }
-    (scratch, peer_port)
+    (scratch, end_port)
 }
 
 /// Splits `Host` into the host (IPv6 without its brackets) and the port, if it names one. A port

@@ -219,9 +219,6 @@ pub struct ConnectionState {
     pub cursors: [Cursor; 2],
     /// Bytes of the present run that may still be captured, a direction.
     pub budget_bytes: [u32; 2],
-    /// Last bytes of each direction, newest in the least significant byte; read only to recognize
-    /// the end of a chunked body.
-    pub tail: [u64; 2],
     /// Process that last moved bytes.
     pub pid: u32,
     /// One of [`family`].

@@ -1,4 +1,79 @@
 //! Stacks that the sampler captured.
+//!
+//! The kernel side counts samples by [`SampleKey`]. The first sample of a key in an epoch also
+//! sends the stack itself through the sample ring: a [`StackHeader`] and then the addresses, the
+//! kernel's first, each part leaf first.
 
 /// Deepest stack that the kernel captures a side (`perf_event_max_stack` of a stock kernel).
 pub const MAX_STACK_FRAMES: usize = 127;
+
+/// What samples are counted by. Without implicit padding: the kernel hashes its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SampleKey {
+    /// 128-bit hash of the stack, so that two stacks of one thread never share a count by chance.
+    pub stack_hash: [u64; 2],
+    /// Where the arguments of the process image begin (`mm_struct.arg_start`, in
+    /// `/proc/PID/stat` field 48). An exec moves it, so it tells apart the images that one pid
+    /// had; 0 for kernel threads.
+    pub image: u64,
+    /// Process (user-space sense: the kernel's tgid).
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// Value of the epoch when the sample was taken. The agent raises it and then reads and
+    /// removes the counts of earlier epochs, which nothing increments any more.
+    pub epoch: u32,
+    /// See [`stack_flags`].
+    pub flags: u32,
+    /// The thread's `comm`, padded with NUL.
+    pub comm: [u8; 16],
+}
+
+/// Bits of [`SampleKey::flags`].
+pub mod stack_flags {
+    /// The kernel stack has [`super::MAX_STACK_FRAMES`] frames; its callers were cut off.
+    pub const KERNEL_TRUNCATED: u32 = 1;
+    /// The user stack has [`super::MAX_STACK_FRAMES`] frames; its callers were cut off.
+    pub const USER_TRUNCATED: u32 = 2;
+    /// The kernel could not capture the kernel stack.
+    pub const KERNEL_FAILED: u32 = 4;
+    /// The kernel could not capture the user stack.
+    pub const USER_FAILED: u32 = 8;
+}
+
+/// Start of a record in the sample ring; `kernel_frames + user_frames` addresses follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct StackHeader {
+    /// The key that the stack is counted by.
+    pub key: SampleKey,
+    /// Addresses of the kernel part.
+    pub kernel_frames: u32,
+    /// Addresses of the user part.
+    pub user_frames: u32,
+}
+
+/// What is sampled: element 0 of the map `SAMPLER`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SamplerState {
+    /// See [`SampleKey::epoch`].
+    pub epoch: u32,
+    /// 1: every process. 0: those in the map `SAMPLE_TARGETS`.
+    pub every_process: u32,
+}
+
+const _: () = {
+    assert!(size_of::<SampleKey>() == 56);
+    assert!(size_of::<StackHeader>() == 64);
+    assert!(size_of::<SamplerState>() == 8);
+};
+
+// SAFETY: plain integers without padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for SampleKey {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for SamplerState {}

@@ -4,13 +4,14 @@
 //! `http_server_queue_time_seconds` and `elasticsearch_bulk_items_total` are not registered: an
 //! exchange carries neither the arrival of its bytes nor the outcomes of its bulk items yet.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::{Equivalent, HashMap};
 use prometheus::{Histogram, HistogramOpts, HistogramVec, Registry};
 use protocol::observation::Role;
 
-pub use buckets::{Buckets, BucketsError};
+use buckets::Buckets;
 use database::{DatabaseFamilies, DatabaseKey, DatabaseKeyRef, DatabaseSeries};
 use http::{HttpFamilies, HttpKey, HttpKeyRef, HttpSeries};
 
@@ -31,8 +32,8 @@ const MAX_CACHED_SERIES: usize = 20_000;
 /// How the metrics are made.
 #[derive(Clone, Debug)]
 pub struct PrometheusOptions {
-    /// Bucket bounds of each histogram.
-    pub buckets: Buckets,
+    /// Histogram → upper bounds of its buckets, ascending; one that is not named keeps its defaults.
+    pub buckets: BTreeMap<String, Vec<f64>>,
     /// Most series that one metric family may have; beyond it every label reads `_overflow` and
     /// `telltale_losses_total{stage="prometheus",reason="series_limit"}` counts.
     pub max_series: usize,
@@ -41,7 +42,7 @@ pub struct PrometheusOptions {
 impl Default for PrometheusOptions {
     fn default() -> Self {
         Self {
-            buckets: Buckets::default(),
+            buckets: BTreeMap::new(),
             max_series: 10_000,
         }
     }
@@ -71,15 +72,13 @@ impl PrometheusSink {
         options: &PrometheusOptions,
         self_metrics: &SelfMetrics,
     ) -> Result<Self, prometheus::Error> {
-        let PrometheusOptions {
-            buckets,
-            max_series,
-        } = options;
+        let buckets = &Buckets::new(&options.buckets);
+        let max_series = options.max_series;
         let refused = self_metrics.losses.counter("prometheus", "series_limit");
         let families = Families {
-            server: HttpFamilies::server(registry, buckets, *max_series, &refused)?,
-            client: HttpFamilies::client(registry, buckets, *max_series, &refused)?,
-            database: DatabaseFamilies::new(registry, buckets, *max_series, &refused)?,
+            server: HttpFamilies::server(registry, buckets, max_series, &refused)?,
+            client: HttpFamilies::client(registry, buckets, max_series, &refused)?,
+            database: DatabaseFamilies::new(registry, buckets, max_series, &refused)?,
         };
         Ok(Self {
             families: Arc::new(families),
@@ -194,7 +193,7 @@ fn register_histogram(
     help: &'static str,
     labels: &[&str],
 ) -> Result<HistogramVec, prometheus::Error> {
-    let options = HistogramOpts::new(name, help).buckets(buckets.of(name).to_vec());
+    let options = HistogramOpts::new(name, help).buckets(buckets.of(name));
     let histogram = HistogramVec::new(options, labels)?;
     registry.register(Box::new(histogram.clone()))?;
     Ok(histogram)

@@ -1,1 +1,274 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
+use prometheus::TextEncoder;
+use protocol::observation::{ClusterHealth, Outcome};
+
+use super::*;
+use crate::observation::{Endpoint, Observation};
+use crate::sink::fixtures::{lasting, observation, search};
+
+struct Setup {
+    registry: Registry,
+    sink: PrometheusSink,
+    /// Keeps the counters that the assertions read.
+    _self_metrics: SelfMetrics,
+}
+
+impl Setup {
+    fn new(options: &PrometheusOptions) -> Self {
+        let registry = Registry::new();
+        let self_metrics = SelfMetrics::new(&registry).unwrap();
+        let sink = PrometheusSink::new(&registry, options, &self_metrics).unwrap();
+        Self {
+            registry,
+            sink,
+            _self_metrics: self_metrics,
+        }
+    }
+
+    fn text(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap()
+    }
+
+    /// The traffic metrics: what is left without the agent's own, whose values change by the run.
+    fn traffic(&self) -> String {
+        let text = self.text();
+        let lines = text.lines().filter(|line| {
+            let name = line
+                .trim_start_matches("# HELP ")
+                .trim_start_matches("# TYPE ");
+            !name.starts_with("process_") && !name.starts_with("telltale_build_info")
+        });
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The value of the sample that begins so.
+    fn value(&self, sample: &str) -> f64 {
+        let text = self.text();
+        let line = text.lines().find(|line| {
+            line.strip_prefix(sample)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        let line = line.unwrap_or_else(|| panic!("{sample} is missing in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// One exchange of each kind that the metrics tell apart.
+fn every_kind() -> Vec<Observation> {
+    let mut answered = observation("shop", Role::Server, "/items/{id}");
+    answered.exchange.request_body_bytes = Some(2048);
+    answered.exchange.method = "POST";
+
+    let mut failed = lasting(observation("shop", Role::Server, "/items/{id}"), 300);
+    failed.exchange.status = Some(503);
+
+    let mut reset = observation("shop", Role::Server, "/items/{id}");
+    reset.exchange.outcome = Outcome::Reset;
+    reset.exchange.status = None;
+    reset.exchange.times.response_first_ns = None;
+    reset.exchange.response_body_bytes = None;
+
+    let mut evicted = observation("shop", Role::Server, "/items/{id}");
+    evicted.exchange.outcome = Outcome::Evicted;
+
+    let mut nameless = observation("shop", Role::Client, "/stock/{id}");
+    nameless.exchange.host = None;
+    nameless.remote = Endpoint::Inet("[::1]:9000".parse().unwrap());
+
+    let mut health = search("shop");
+    let call = health.exchange.elasticsearch.as_mut().unwrap();
+    call.operation = Some("cluster.health");
+    call.collection = "".into();
+    call.took_ms = None;
+    call.cluster_health = Some(ClusterHealth::Yellow);
+    call.cluster_name = Some("main".into());
+
+    vec![
+        answered,
+        failed,
+        reset,
+        evicted,
+        nameless,
+        search("shop"),
+        health,
+    ]
+}
+
+#[test]
+fn the_text_is_as_promised() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    for observation in every_kind() {
+        worker.observe(&observation);
+    }
+    insta::assert_snapshot!(setup.traffic());
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    for observation in every_kind() {
+        worker.observe(&observation);
+    }
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is needed (Debian: prometheus)");
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(setup.text().as_bytes())
+        .unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.is_empty(), "{told}");
+}
+
+#[test]
+fn a_first_exchange_and_a_cached_one_count_alike() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let (mut one, mut other) = (setup.sink.worker(), setup.sink.worker());
+    let observation = observation("shop", Role::Server, "/items/{id}");
+    one.observe(&observation);
+    one.observe(&observation);
+    other.observe(&observation);
+    let labels = r#"{error_type="",http_request_method="GET",http_response_status_code="200",http_route="/items/{id}",service_name="shop"}"#;
+    assert_eq!(
+        setup.value(&format!(
+            "http_server_request_duration_seconds_count{labels}"
+        )),
+        3.0
+    );
+    assert_eq!(
+        setup.value(&format!("http_server_request_duration_seconds_sum{labels}")),
+        0.03
+    );
+    assert_eq!(
+        setup.value(r#"telltale_http_exchanges_total{outcome="matched",role="server"}"#),
+        3.0
+    );
+}
+
+#[test]
+fn what_is_told_apart_is_told_apart_in_the_cache() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    let base = search("shop");
+    let mut variants = vec![base.clone()];
+    let mut vary = |change: fn(&mut Observation)| {
+        let mut variant = base.clone();
+        change(&mut variant);
+        variants.push(variant);
+    };
+    vary(|it| it.exchange.status = Some(500));
+    vary(|it| it.exchange.outcome = Outcome::TimedOut);
+    vary(|it| it.exchange.host = Some("es2.example:9200".into()));
+    vary(|it| it.exchange.host = Some("es.example:9201".into()));
+    vary(|it| it.route = "/_search".into());
+    vary(|it| it.exchange.method = "GET");
+    vary(|it| it.process = Arc::new(crate::sink::fixtures::process("other", 7)));
+    for _ in 0..2 {
+        for variant in &variants {
+            worker.observe(variant);
+        }
+    }
+    let text = setup.text();
+    let counts: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("http_client_request_duration_seconds_count"))
+        .collect();
+    assert_eq!(counts.len(), variants.len(), "{counts:#?}");
+    assert!(
+        counts.iter().all(|line| line.ends_with(" 2")),
+        "{counts:#?}"
+    );
+}
+
+#[test]
+fn series_beyond_the_bound_are_counted_and_not_lost() {
+    let setup = Setup::new(&PrometheusOptions {
+        max_series: 3,
+        ..PrometheusOptions::default()
+    });
+    let mut worker = setup.sink.worker();
+    for round in 0..2 {
+        for route in 0..10 {
+            let mut one = observation("shop", Role::Server, &format!("/r{route}"));
+            one.exchange.request_body_bytes = None;
+            one.exchange.response_body_bytes = None;
+            one.exchange.times.response_first_ns = None;
+            worker.observe(&one);
+        }
+        assert_eq!(
+            worker.http.len(),
+            3,
+            "round {round}: what overflows is not cached"
+        );
+    }
+    let overflow = "http_server_request_duration_seconds_count{error_type=\"_overflow\",\
+        http_request_method=\"_overflow\",http_response_status_code=\"_overflow\",\
+        http_route=\"_overflow\",service_name=\"_overflow\"}";
+    assert_eq!(setup.value(overflow), 14.0);
+    assert_eq!(
+        setup.value(r#"telltale_losses_total{reason="series_limit",stage="prometheus"}"#),
+        14.0
+    );
+    assert_eq!(
+        setup.value(r#"telltale_http_exchanges_total{outcome="matched",role="server"}"#),
+        20.0
+    );
+}
+
+#[test]
+fn buckets_come_from_the_options() {
+    let metric = "http_server_request_duration_seconds";
+    let buckets = BTreeMap::from([(metric.to_owned(), vec![0.0001, 0.02])]);
+    let setup = Setup::new(&PrometheusOptions {
+        buckets,
+        ..PrometheusOptions::default()
+    });
+    setup
+        .sink
+        .worker()
+        .observe(&observation("shop", Role::Server, "/"));
+    let text = setup.text();
+    let bounds: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("http_server_request_duration_seconds_bucket"))
+        .map(|line| {
+            line.split("le=\"")
+                .nth(1)
+                .unwrap()
+                .split('"')
+                .next()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(bounds, ["0.0001", "0.02", "+Inf"]);
+}
+
+#[test]
+fn overhead_is_never_negative() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut call = search("shop");
+    call.exchange.elasticsearch.as_mut().unwrap().took_ms = Some(11);
+    setup.sink.worker().observe(&call);
+    let labels = r#"{db_collection_name="docs",db_operation_name="search",service_name="shop"}"#;
+    assert_eq!(
+        setup.value(&format!("elasticsearch_overhead_seconds_sum{labels}")),
+        0.0
+    );
+    assert_eq!(
+        setup.value(&format!("elasticsearch_took_seconds_sum{labels}")),
+        0.011
+    );
+}

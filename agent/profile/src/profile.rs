@@ -1,0 +1,84 @@
+//! A finished profile: what the encoders turn into pprof, SVG and the rest.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::mapping::Mapping;
+use crate::stack::Unwind;
+
+/// Index into [`Profile::mappings`].
+pub type MappingIndex = usize;
+
+/// Index into [`Profile::frames`].
+pub type FrameIndex = usize;
+
+/// A finished CPU profile.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// When sampling began.
+    pub started: SystemTime,
+    /// How long it lasted.
+    pub duration: Duration,
+    /// CPU time between two samples of one CPU: what one sample stands for.
+    pub period_ns: u64,
+    /// Files that frames lie in; no two are equal.
+    pub mappings: Vec<Mapping>,
+    /// Code addresses; no two have the same address and mapping, unless it was code without a
+    /// file, which is each process's own.
+    pub frames: Vec<Frame>,
+    /// Stacks with their counts, the most frequent first.
+    pub samples: Vec<Sample>,
+    /// Samples that were taken and are in none of `samples`.
+    pub lost_samples: u64,
+}
+
+impl Profile {
+    /// Samples in the profile.
+    #[must_use]
+    pub fn sample_count(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.count).sum()
+    }
+}
+
+/// A code address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Address that was looked up: the interrupted instruction of a leaf, the last byte of the
+    /// call of a caller. In the file's own terms where there is a mapping (see [`Mapping`]).
+    pub address: u64,
+    /// File, where there is one.
+    pub mapping: Option<MappingIndex>,
+    /// The functions at this address: innermost inlined callee first, the function that really
+    /// stands there last. Empty when unknown.
+    pub functions: Vec<SymbolizedFrame>,
+}
+
+/// A function and the line in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SymbolizedFrame {
+    /// Name, demangled.
+    pub name: Arc<str>,
+    /// Source file, where the debug information tells.
+    pub file: Option<Arc<str>>,
+    /// Line in it.
+    pub line: Option<u32>,
+}
+
+/// A stack of a thread, and how often it was seen.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Frames, leaf first.
+    pub frames: Vec<FrameIndex>,
+    /// How often.
+    pub count: u64,
+    /// Process (user-space sense: the kernel's tgid).
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// The thread's name.
+    pub thread: Arc<str>,
+    /// Service that the process belongs to.
+    pub service: Arc<str>,
+    /// How far the stack could be followed.
+    pub unwind: Unwind,
+}

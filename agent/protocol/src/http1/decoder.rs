@@ -1,0 +1,354 @@
+//! One direction: heads, contents and ends, out of captured and unseen bytes.
+
+use std::borrow::Cow;
+
+use super::body::{Body, Framing, Read};
+use super::method::{Beginning, Kind, beginning, begins_any_request};
+use crate::loss::LossReason;
+
+/// Consecutive bytes of one direction that moved at the same time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    pub(crate) content: Content<'a>,
+    /// When the last of them moved.
+    pub(crate) time_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    Captured(&'a [u8]),
+    /// So many bytes that nobody captured.
+    Unseen(u64),
+}
+
+impl<'a> Piece<'a> {
+    pub(crate) const fn len_bytes(&self) -> u64 {
+        match self.content {
+            Content::Captured(bytes) => bytes.len() as u64,
+            Content::Unseen(len) => len,
+        }
+    }
+
+    fn advance(&mut self, len: u64) {
+        match &mut self.content {
+            Content::Captured(bytes) => {
+                let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
+                *bytes = &bytes[len..];
+            }
+            Content::Unseen(unseen) => *unseen = unseen.saturating_sub(len),
+        }
+    }
+
+    fn take(&mut self) -> u64 {
+        let len = self.len_bytes();
+        self.advance(len);
+        len
+    }
+}
+
+/// What happened in the stream.
+#[derive(Debug)]
+pub(crate) enum Event<'a> {
+    /// A head, whose message goes on as [`Decoder::begin_body`] is told.
+    Head(HeadBytes<'a>),
+    /// Content of a body.
+    Content(&'a [u8]),
+    /// Content that nobody captured.
+    ContentUnseen,
+    /// The message is over.
+    End {
+        last_ns: u64,
+        /// `None` when the body's framing was lost, or when it was left unfinished.
+        content_bytes: Option<u64>,
+    },
+    /// The stream is out of step: these bytes should have begun a message.
+    OutOfStep { reason: LossReason, bytes: u64 },
+    /// More bytes of the same.
+    StillOutOfStep { reason: LossReason, bytes: u64 },
+    /// The chunk framing broke; the end of the body is unknown from here.
+    ChunkInvalid,
+}
+
+/// The bytes of a head, and when the first and last of them moved.
+#[derive(Debug)]
+pub(crate) struct HeadBytes<'a> {
+    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) first_ns: u64,
+    pub(crate) last_ns: u64,
+    /// Whether the empty line at its end is there.
+    pub(crate) complete: bool,
+}
+
+/// What the direction is at.
+#[derive(Debug)]
+enum State {
+    /// In step: a head comes next, or the rest of the one in the buffer.
+    Head,
+    Body(Body),
+    /// Waits for a segment that begins a message.
+    OutOfStep(LossReason),
+    /// No longer HTTP.
+    Opaque,
+}
+
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    state: State,
+    /// The beginning of a head whose end is still to come.
+    buffer: Vec<u8>,
+    buffer_limit: usize,
+    /// When the first byte of the buffer moved.
+    first_ns: u64,
+    /// When the last byte of the present message moved.
+    last_ns: u64,
+    expected: Option<Kind>,
+}
+
+impl Decoder {
+    /// A decoder that waits for its first message: what comes before may be the middle of one.
+    pub(crate) const fn new(buffer_limit: usize) -> Self {
+        Self {
+            state: State::OutOfStep(LossReason::NotHttp),
+            buffer: Vec::new(),
+            buffer_limit,
+            first_ns: 0,
+            last_ns: 0,
+            expected: None,
+        }
+    }
+
+    /// Tells which kind of message this direction carries.
+    pub(crate) const fn expect(&mut self, kind: Kind) {
+        self.expected = Some(kind);
+    }
+
+    /// The kind of message that `bytes` at the beginning of a segment begin, if this direction may
+    /// carry it.
+    pub(crate) fn message_at(&self, bytes: &[u8]) -> Option<Kind> {
+        match beginning(bytes) {
+            Beginning::Message(kind) if self.expected.is_none_or(|expected| expected == kind) => {
+                Some(kind)
+            }
+            _ => None,
+        }
+    }
+
+    /// In step, between two messages.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        matches!(self.state, State::Head) && self.buffer.is_empty()
+    }
+
+    pub(crate) const fn is_out_of_step(&self) -> bool {
+        matches!(self.state, State::OutOfStep(_))
+    }
+
+    pub(crate) const fn body(&self) -> Option<&Body> {
+        match &self.state {
+            State::Body(body) => Some(body),
+            _ => None,
+        }
+    }
+
+    /// The next event; `None` when the piece is used up.
+    pub(crate) fn decode<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
+        if let State::Body(body) = &self.state
+            && body.is_done()
+        {
+            let content_bytes = body.content_bytes();
+            self.state = State::Head;
+            return Some(Event::End {
+                last_ns: self.last_ns,
+                content_bytes,
+            });
+        }
+        if piece.len_bytes() == 0 {
+            return None;
+        }
+        match &mut self.state {
+            State::Head => match piece.content {
+                Content::Captured(bytes) => self.decode_head(bytes, piece),
+                Content::Unseen(_) => self.miss_head(piece),
+            },
+            State::Body(body) => {
+                self.last_ns = piece.time_ns;
+                match piece.content {
+                    Content::Captured(bytes) => match body.read(bytes) {
+                        Read::Framing(len) => {
+                            piece.advance(len as u64);
+                            self.decode(piece)
+                        }
+                        Read::Content(len) => {
+                            piece.advance(len as u64);
+                            Some(Event::Content(&bytes[..len]))
+                        }
+                        Read::Invalid => Some(Event::ChunkInvalid),
+                    },
+                    Content::Unseen(len) => {
+                        piece.advance(body.skip(len));
+                        Some(Event::ContentUnseen)
+                    }
+                }
+            }
+            State::OutOfStep(reason) => Some(Event::StillOutOfStep {
+                reason: *reason,
+                bytes: piece.take(),
+            }),
+            State::Opaque => {
+                piece.take();
+                None
+            }
+        }
+    }
+
+    /// Goes on behind a head: with a body, which may be empty.
+    pub(crate) fn begin_body(&mut self, framing: Framing) {
+        self.state = State::Body(Body::new(framing));
+    }
+
+    /// Goes on behind a head that does not tell what follows.
+    pub(crate) fn lose_step(&mut self, reason: LossReason) {
+        self.buffer = Vec::new();
+        self.state = State::OutOfStep(reason);
+    }
+
+    /// The connection has left HTTP.
+    pub(crate) fn become_opaque(&mut self) {
+        self.buffer = Vec::new();
+        self.state = State::Opaque;
+    }
+
+    /// A message begins here, whatever was under way: ends the body that was, at `last_ns`.
+    pub(crate) fn interrupt(&mut self, last_ns: u64) -> Option<Event<'static>> {
+        match std::mem::replace(&mut self.state, State::Head) {
+            State::Body(_) => Some(Event::End {
+                last_ns,
+                content_bytes: None,
+            }),
+            State::Head | State::OutOfStep(_) => None,
+            State::Opaque => {
+                self.state = State::Opaque;
+                None
+            }
+        }
+    }
+
+    /// The direction ends here: what was under way ends with it, whole or not.
+    pub(crate) fn close(&mut self) -> Closed {
+        let last_ns = self.last_ns;
+        match std::mem::replace(&mut self.state, State::Opaque) {
+            State::Head if !self.buffer.is_empty() => Closed::InHead(self.take_cut_head()),
+            State::Body(body) => Closed::InBody {
+                last_ns,
+                content_bytes: body.content_bytes(),
+                whole: body.ends_with_connection(),
+            },
+            State::Head | State::OutOfStep(_) | State::Opaque => Closed::Between,
+        }
+    }
+
+    fn decode_head<'a>(&mut self, mut bytes: &'a [u8], piece: &mut Piece<'a>) -> Option<Event<'a>> {
+        if self.buffer.is_empty() {
+            // RFC 9112, section 2.2: an empty line before a request line is ignored.
+            let blank = bytes.iter().take_while(|b| b"\r\n".contains(b)).count();
+            piece.advance(blank as u64);
+            bytes = &bytes[blank..];
+            if bytes.is_empty() {
+                return None;
+            }
+            self.first_ns = piece.time_ns;
+        }
+        let buffered = self.buffer.len();
+        let room = self.buffer_limit.saturating_sub(buffered);
+        let whole: Cow<'a, [u8]> = if buffered == 0 {
+            Cow::Borrowed(&bytes[..bytes.len().min(room)])
+        } else {
+            self.buffer
+                .extend_from_slice(&bytes[..bytes.len().min(room)]);
+            Cow::Owned(std::mem::take(&mut self.buffer))
+        };
+        if !self.may_be_head(&whole) {
+            piece.take();
+            let reason = LossReason::Garbage;
+            self.lose_step(reason);
+            let bytes = (buffered + bytes.len()) as u64;
+            return Some(Event::OutOfStep { reason, bytes });
+        }
+        self.last_ns = piece.time_ns;
+        // The end may straddle what was buffered before: `\n`, `\r`, `\n`.
+        let end = head_end(&whole, buffered.saturating_sub(3));
+        let len = end.unwrap_or(whole.len());
+        piece.advance(len.saturating_sub(buffered) as u64);
+        if end.is_none() && whole.len() < self.buffer_limit {
+            self.buffer = whole.into_owned();
+            return None;
+        }
+        let bytes = match whole {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[..len]),
+            Cow::Owned(mut bytes) => {
+                bytes.truncate(len);
+                Cow::Owned(bytes)
+            }
+        };
+        Some(Event::Head(HeadBytes {
+            bytes,
+            first_ns: self.first_ns,
+            last_ns: piece.time_ns,
+            complete: end.is_some(),
+        }))
+    }
+
+    /// Unseen bytes where a head should be, or the rest of one.
+    fn miss_head<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
+        if self.buffer.is_empty() {
+            let reason = LossReason::Gap;
+            self.lose_step(reason);
+            let bytes = piece.take();
+            return Some(Event::OutOfStep { reason, bytes });
+        }
+        Some(Event::Head(self.take_cut_head()))
+    }
+
+    fn take_cut_head(&mut self) -> HeadBytes<'static> {
+        HeadBytes {
+            bytes: Cow::Owned(std::mem::take(&mut self.buffer)),
+            first_ns: self.first_ns,
+            last_ns: self.last_ns,
+            complete: false,
+        }
+    }
+
+    fn may_be_head(&self, bytes: &[u8]) -> bool {
+        match beginning(bytes) {
+            Beginning::Message(kind) => self.expected.is_none_or(|expected| expected == kind),
+            Beginning::Perhaps => true,
+            Beginning::Nothing => self.expected == Some(Kind::Request) && begins_any_request(bytes),
+        }
+    }
+}
+
+/// What [`Decoder::close`] found under way.
+#[derive(Debug)]
+pub(crate) enum Closed {
+    /// Nothing.
+    Between,
+    /// A head, as far as it came.
+    InHead(HeadBytes<'static>),
+    /// A body.
+    InBody {
+        last_ns: u64,
+        content_bytes: Option<u64>,
+        /// Whether an orderly end of the connection ends the body as well.
+        whole: bool,
+    },
+}
+
+/// Offset behind the empty line that ends a head, looked for from `from` on.
+fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
+    memchr::memchr_iter(b'\n', &bytes[from..])
+        .map(|index| from + index + 1)
+        .find_map(|line| match bytes.get(line..)? {
+            [b'\n', ..] => Some(line + 1),
+            [b'\r', b'\n', ..] => Some(line + 2),
+            _ => None,
+        })
+}

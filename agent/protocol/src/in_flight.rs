@@ -1,0 +1,268 @@
+//! A request that was seen, and what is known of its exchange so far.
+
+use crate::elasticsearch;
+use crate::http1::head::{Content, RequestHead, ResponseHead};
+use crate::http1::method;
+use crate::observation::{Exchange, Outcome, Role, SearchProduct, Times};
+
+/// How far the answer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// No final response yet.
+    Awaited,
+    /// Its head was seen.
+    Begun,
+    /// Its last byte was seen.
+    Done,
+}
+
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    exchange: Exchange,
+    pub(crate) request_done: bool,
+    pub(crate) answer: Answer,
+    pub(crate) expects_continue: bool,
+    /// Set for good when a head was not parsed.
+    verdict: Option<Outcome>,
+    /// Requests may be missing before this one, so that the next answer may be one of theirs.
+    pub(crate) ambiguous: bool,
+    /// Bytes of the other direction passed unseen before this request began.
+    pub(crate) follows_unseen_answer: bool,
+    search: Option<Box<SearchDraft>>,
+}
+
+impl InFlight {
+    pub(crate) fn new(role: Role, head: &RequestHead<'_>, first_ns: u64, last_ns: u64) -> Self {
+        let mut in_flight = Self::unparsed(role, first_ns, last_ns);
+        let exchange = &mut in_flight.exchange;
+        exchange.method = head.method;
+        exchange.path = head.target.path.into();
+        exchange.http_minor_version = head.minor_version;
+        exchange.host = head.host.map(Into::into);
+        exchange.trace_parent = head.trace_parent;
+        exchange.request_id = head.request_id.map(Into::into);
+        exchange.correlation_id = head.correlation_id.map(Into::into);
+        in_flight.expects_continue = head.expects_continue;
+        in_flight.verdict = head.framing.is_none().then_some(Outcome::NotParsed);
+        in_flight
+    }
+
+    /// A request whose head does not parse.
+    pub(crate) fn unparsed(role: Role, first_ns: u64, last_ns: u64) -> Self {
+        Self {
+            exchange: Exchange {
+                role,
+                outcome: Outcome::Matched,
+                method: method::OTHER,
+                path: Box::default(),
+                status: None,
+                http_minor_version: 1,
+                times: Times {
+                    request_first_ns: first_ns,
+                    request_last_ns: last_ns,
+                    response_first_ns: None,
+                    response_last_ns: None,
+                },
+                request_body_bytes: None,
+                response_body_bytes: None,
+                host: None,
+                trace_parent: None,
+                request_id: None,
+                correlation_id: None,
+                elasticsearch: None,
+            },
+            request_done: false,
+            answer: Answer::Awaited,
+            expects_continue: false,
+            verdict: Some(Outcome::NotParsed),
+            ambiguous: false,
+            follows_unseen_answer: false,
+            search: None,
+        }
+    }
+
+    /// Keeps what the recognition of a cluster's calls needs, when this may be one.
+    pub(crate) fn watch_search(&mut self, head: &RequestHead<'_>, known: bool) {
+        if known || elasticsearch::is_candidate(head.method, head.target.path) {
+            self.search = Some(Box::new(SearchDraft {
+                query: head.target.query.map(Into::into),
+                request: Message::new(head.content),
+                ..SearchDraft::default()
+            }));
+        }
+    }
+
+    pub(crate) const fn method(&self) -> &'static str {
+        self.exchange.method
+    }
+
+    pub(crate) const fn request_first_ns(&self) -> u64 {
+        self.exchange.times.request_first_ns
+    }
+
+    pub(crate) fn end_request(&mut self, last_ns: u64, content_bytes: Option<u64>) {
+        self.request_done = true;
+        self.exchange.times.request_last_ns = last_ns;
+        self.exchange.request_body_bytes = content_bytes;
+    }
+
+    /// Notes that the request has come so far, without being over.
+    pub(crate) fn extend_request(&mut self, last_ns: u64) {
+        let times = &mut self.exchange.times;
+        times.request_last_ns = times.request_last_ns.max(last_ns);
+    }
+
+    pub(crate) fn begin_answer(&mut self, head: &ResponseHead<'_>, first_ns: u64, last_ns: u64) {
+        self.answer = Answer::Begun;
+        self.exchange.status = Some(head.status);
+        self.exchange.http_minor_version = head.minor_version;
+        self.exchange.times.response_first_ns = Some(first_ns);
+        self.exchange.times.response_last_ns = Some(last_ns);
+        if head.product.is_some() && self.search.is_none() {
+            // The request's body was not kept, for nothing told yet what it was.
+            self.search = Some(Box::new(SearchDraft {
+                request: Message::missed(),
+                ..SearchDraft::default()
+            }));
+        }
+        if let Some(search) = &mut self.search {
+            search.product = head.product;
+            search.response = Message::new(head.content);
+        }
+    }
+
+    /// Notes an answer whose head does not parse.
+    pub(crate) const fn spoil_answer(&mut self, first_ns: u64, last_ns: u64) {
+        self.verdict = Some(Outcome::NotParsed);
+        self.answer = Answer::Done;
+        self.exchange.times.response_first_ns = Some(first_ns);
+        self.exchange.times.response_last_ns = Some(last_ns);
+    }
+
+    pub(crate) const fn end_answer(&mut self, last_ns: u64, content_bytes: Option<u64>) {
+        self.answer = Answer::Done;
+        self.exchange.times.response_last_ns = Some(last_ns);
+        self.exchange.response_body_bytes = content_bytes;
+    }
+
+    /// Marks the exchange as one whose framing nobody can follow.
+    pub(crate) const fn condemn(&mut self) {
+        self.verdict = Some(Outcome::NotParsed);
+    }
+
+    pub(crate) fn keep_request_content(&mut self, content: Option<&[u8]>, limit: usize) {
+        if let Some(search) = &mut self.search {
+            search.request.keep(content, limit);
+        }
+    }
+
+    pub(crate) fn keep_answer_content(&mut self, content: Option<&[u8]>, limit: usize) {
+        if let Some(search) = &mut self.search {
+            search.response.keep(content, limit);
+        }
+    }
+
+    /// Ends the exchange. An answer that is complete counts, even where its request was cut short:
+    /// the server has decided not to read on.
+    ///
+    /// `ended_ns`: when the connection ended, for exchanges that it ended.
+    pub(crate) fn finish(
+        mut self,
+        outcome: Outcome,
+        ended_ns: Option<u64>,
+        known: Option<SearchProduct>,
+    ) -> Exchange {
+        let natural = match self.answer {
+            Answer::Done if outcome != Outcome::Upgraded => Outcome::Matched,
+            _ => outcome,
+        };
+        self.exchange.outcome = self.verdict.unwrap_or(natural);
+        if self.answer != Answer::Done && ended_ns.is_some() {
+            self.exchange.times.response_last_ns = ended_ns;
+        }
+        if let Some(search) = self.search.take() {
+            self.exchange.elasticsearch = search.observe(&self.exchange, known).map(Box::new);
+        }
+        self.exchange
+    }
+}
+
+/// What [`elasticsearch::observe`] is asked with. None of it leaves the crate otherwise.
+#[derive(Debug, Default)]
+struct SearchDraft {
+    query: Option<Box<str>>,
+    request: Message,
+    product: Option<SearchProduct>,
+    response: Message,
+}
+
+impl SearchDraft {
+    fn observe(
+        &self,
+        exchange: &Exchange,
+        known: Option<SearchProduct>,
+    ) -> Option<crate::observation::ElasticsearchCall> {
+        let request = elasticsearch::Request {
+            method: exchange.method,
+            path: &exchange.path,
+            query: self.query.as_deref(),
+            content_type: self.request.content_type.as_deref(),
+            content_encoding: self.request.encoding.as_deref(),
+            body: &self.request.body,
+            body_complete: self.request.is_whole(exchange.request_body_bytes),
+        };
+        let response = elasticsearch::Response {
+            status: exchange.status,
+            product: self.product,
+            content_type: self.response.content_type.as_deref(),
+            content_encoding: self.response.encoding.as_deref(),
+            body: &self.response.body,
+            body_complete: self.response.is_whole(exchange.response_body_bytes),
+        };
+        elasticsearch::observe(&request, &response, known)
+    }
+}
+
+/// The beginning of a message's body, and how to read it.
+#[derive(Debug, Default)]
+struct Message {
+    content_type: Option<Box<[u8]>>,
+    encoding: Option<Box<[u8]>>,
+    /// Contiguous from the body's first byte.
+    body: Vec<u8>,
+    /// Nothing can be added any longer.
+    cut: bool,
+}
+
+impl Message {
+    fn new(content: Content<'_>) -> Self {
+        Self {
+            content_type: content.content_type.map(Into::into),
+            encoding: content.encoding.map(Into::into),
+            body: Vec::new(),
+            cut: false,
+        }
+    }
+
+    /// A message of whose body nothing was kept.
+    fn missed() -> Self {
+        Self {
+            cut: true,
+            ..Self::default()
+        }
+    }
+
+    fn keep(&mut self, content: Option<&[u8]>, limit: usize) {
+        let Some(content) = content.filter(|_| !self.cut) else {
+            self.cut = true;
+            return;
+        };
+        let room = limit.saturating_sub(self.body.len()).min(content.len());
+        self.body.extend_from_slice(&content[..room]);
+        self.cut = room < content.len();
+    }
+
+    fn is_whole(&self, body_bytes: Option<u64>) -> bool {
+        !self.cut && body_bytes == Some(self.body.len() as u64)
+    }
+}

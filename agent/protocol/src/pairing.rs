@@ -1,0 +1,161 @@
+//! Which answer belongs to which request.
+//!
+//! Answers come in the order of their requests (RFC 9112, section 9.3.2), so a queue pairs them as
+//! long as no head went unseen. Where one may have, an exchange that can't be told from another
+//! ends as [`Outcome::Resynchronized`]: no answer is given to a request that may not be its own.
+
+use std::collections::VecDeque;
+
+use crate::in_flight::{Answer, InFlight};
+
+/// Requests in flight, oldest first. Only the newest can have an answer that is done: it waits for
+/// the rest of its own request.
+#[derive(Debug, Default)]
+pub(crate) struct Pairing {
+    queue: VecDeque<InFlight>,
+    /// A request began before an earlier one was answered.
+    pipelined: bool,
+    /// The same, and some answers had come in between: there is no moment at which all is answered.
+    windowed: bool,
+    /// An answer began since the last request did.
+    answered_since_request: bool,
+    /// Bytes that may have been heads went unseen on the way to the server, the last at this time.
+    request_gap_ns: Option<u64>,
+    /// Bytes that may have been heads went unseen on the way to the client.
+    answer_gap: bool,
+    /// Answers can't be counted any longer.
+    lost: bool,
+}
+
+/// What is known of the other direction when a request begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opposite {
+    /// Bytes passed there that were not seen.
+    pub(crate) unseen_bytes: bool,
+    /// When its last byte moved.
+    pub(crate) last_ns: u64,
+}
+
+impl Pairing {
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlight> {
+        self.queue.iter()
+    }
+
+    /// Requests whose answer has not begun.
+    pub(crate) fn awaited(&self) -> usize {
+        self.queue
+            .iter()
+            .rev()
+            .take_while(|entry| entry.answer == Answer::Awaited)
+            .count()
+    }
+
+    /// The newest request.
+    pub(crate) fn newest(&mut self) -> Option<&mut InFlight> {
+        self.queue.back_mut()
+    }
+
+    /// The request whose answer is under way.
+    pub(crate) fn answering(&mut self) -> Option<&mut InFlight> {
+        self.queue
+            .iter_mut()
+            .find(|entry| entry.answer == Answer::Begun)
+    }
+
+    pub(crate) const fn note_request_gap(&mut self, last_ns: u64) {
+        self.request_gap_ns = Some(last_ns);
+    }
+
+    pub(crate) const fn note_answer_gap(&mut self) {
+        self.answer_gap = true;
+    }
+
+    /// Adds a request whose head was seen.
+    pub(crate) fn push(&mut self, mut entry: InFlight, opposite: Opposite) {
+        let awaited = self.awaited() > 0;
+        if awaited && !opposite.unseen_bytes {
+            self.pipelined = true;
+            self.windowed |= self.answered_since_request;
+        }
+        self.answered_since_request = false;
+        let gap = self.request_gap_ns.take().is_some_and(|gap_ns| {
+            // A client that never pipelined has its answers before it asks again. One that did has
+            // had them if some came after the requests that went unseen, unless it never pauses.
+            awaited || self.windowed || (self.pipelined && opposite.last_ns <= gap_ns)
+        });
+        entry.ambiguous = gap || self.lost;
+        entry.follows_unseen_answer = opposite.unseen_bytes;
+        self.queue.push_back(entry);
+    }
+
+    /// The request that a final response belongs to whose first byte moved at `first_ns`; `None`
+    /// when it is to no request that was seen. Requests that can't be told apart any longer go to
+    /// `resynchronized`.
+    ///
+    /// `unseen_requests`: whether bytes passed towards the server that were not seen.
+    pub(crate) fn answer(
+        &mut self,
+        first_ns: u64,
+        unseen_requests: bool,
+        resynchronized: &mut Vec<InFlight>,
+    ) -> Option<&mut InFlight> {
+        self.answered_since_request = true;
+        if std::mem::take(&mut self.answer_gap) {
+            self.bridge_answer_gap(unseen_requests, resynchronized);
+        }
+        let index = self.queue.len() - self.awaited();
+        let oldest = self.queue.get(index)?;
+        if oldest.request_first_ns() > first_ns {
+            // It was under way before the request was: an answer to one that went unseen.
+            return None;
+        }
+        if oldest.ambiguous {
+            resynchronized.extend(self.drain_awaited());
+            return None;
+        }
+        self.queue.get_mut(index)
+    }
+
+    /// Takes the oldest exchange out, if it is complete.
+    pub(crate) fn pop_done(&mut self) -> Option<InFlight> {
+        let oldest = self.queue.front()?;
+        let done = oldest.request_done && oldest.answer == Answer::Done;
+        if done { self.queue.pop_front() } else { None }
+    }
+
+    /// Takes all exchanges out, for the queue is at its bound: the answers to come can't be counted.
+    pub(crate) fn overflow(&mut self) -> impl Iterator<Item = InFlight> {
+        self.lost = true;
+        self.queue.drain(..)
+    }
+
+    /// Takes all exchanges out.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = InFlight> {
+        self.queue.drain(..)
+    }
+
+    /// Answers may have gone unseen. Lets those requests go that they may have been for.
+    fn bridge_answer_gap(&mut self, unseen_requests: bool, resynchronized: &mut Vec<InFlight>) {
+        let first = self.queue.len() - self.awaited();
+        // A client that does not pipeline was answered in the unseen bytes before it asked again.
+        let answered = (first..self.queue.len())
+            .rev()
+            .find(|index| self.queue[*index].follows_unseen_answer)
+            .unwrap_or(first);
+        resynchronized.extend(self.queue.drain(first..answered));
+        // One request and one answer belong together: the unseen bytes were an interim response.
+        if self.awaited() > 1 || unseen_requests {
+            resynchronized.extend(self.drain_awaited());
+            self.lost |= self.windowed;
+        }
+    }
+
+    fn drain_awaited(&mut self) -> impl Iterator<Item = InFlight> {
+        let first = self.queue.len() - self.awaited();
+        self.queue.drain(first..)
+    }
+}

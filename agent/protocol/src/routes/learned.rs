@@ -1,0 +1,385 @@
+//! Routes learned from the paths themselves.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::identifier::is_identifier;
+use super::next_segment;
+
+/// What stands for an identifier in a learned route.
+const PARAMETER: &str = "{id}";
+/// What stands for all that lies deeper than [`MAX_DEPTH`].
+const REST: &str = "{path}";
+/// Segments of a learned route.
+const MAX_DEPTH: usize = 16;
+/// Words under one node; one more, and they are taken for identifiers.
+const MAX_SIBLINGS: usize = 64;
+/// When the table is full, words are taken for identifiers from so many under one node on.
+const MAX_SIBLINGS_WHEN_FULL: usize = 16;
+
+/// A trie of segments. It grows by the routes that are learned and by nothing else, so that their
+/// bound is the bound of its memory.
+#[derive(Debug)]
+pub(super) struct Learned {
+    root: Node,
+    routes: usize,
+    max_routes: usize,
+}
+
+impl Learned {
+    pub(super) fn new(max_routes: usize) -> Self {
+        Self {
+            root: Node::default(),
+            routes: 0,
+            max_routes,
+        }
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.routes
+    }
+
+    /// The route of `path`; `None` when it would be one too many.
+    pub(super) fn route(&mut self, path: &str) -> Option<Arc<str>> {
+        if let Some(name) = self.root.find(path) {
+            return Some(name);
+        }
+        if self.routes >= self.max_routes {
+            self.root.collapse_widest();
+            self.routes = self.root.routes();
+            if let Some(name) = self.root.find(path) {
+                return Some(name);
+            }
+            if self.routes >= self.max_routes {
+                return None;
+            }
+        }
+        let collapsed = self.root.insert(path);
+        self.routes = if collapsed {
+            self.root.routes()
+        } else {
+            self.routes + 1
+        };
+        self.root.find(path)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    words: BTreeMap<Box<str>, Node>,
+    parameter: Option<Box<Node>>,
+    /// Words that are not in `words` are identifiers here.
+    closed: bool,
+    /// The route of paths that end here; `None` inside until it was asked for.
+    route: Option<Option<Arc<str>>>,
+}
+
+/// Where a segment leads.
+enum Step<'a> {
+    Word(&'a str),
+    Identifier,
+}
+
+/// The next step along a path and what is left behind it; `None` at its end.
+fn next_step(path: &str, depth: usize) -> Option<(Step<'_>, &str)> {
+    let (segment, below) = next_segment(path)?;
+    Some(if depth == MAX_DEPTH {
+        (Step::Word(REST), "")
+    } else if is_identifier(segment) {
+        (Step::Identifier, below)
+    } else {
+        (Step::Word(segment), below)
+    })
+}
+
+impl Node {
+    /// The name of the route that `path` has.
+    fn find(&mut self, path: &str) -> Option<Arc<str>> {
+        let mut node = self;
+        let mut rest = path;
+        let mut name = String::new();
+        let mut depth = 0;
+        while let Some((step, below)) = next_step(rest, depth) {
+            let word = match step {
+                Step::Word(word) if node.words.contains_key(word) => Some(word),
+                Step::Word(_) if !node.closed => return None,
+                Step::Word(_) | Step::Identifier => None,
+            };
+            node = match word {
+                Some(word) => node.words.get_mut(word)?,
+                None => node.parameter.as_mut()?,
+            };
+            name.push('/');
+            name.push_str(word.unwrap_or(PARAMETER));
+            rest = below;
+            depth += 1;
+        }
+        let route = node.route.as_mut()?;
+        let named = route.get_or_insert_with(|| match name.as_str() {
+            "" => "/".into(),
+            name => name.into(),
+        });
+        Some(Arc::clone(named))
+    }
+
+    /// Adds the route of `path`, which has none. True when words were taken for identifiers on the
+    /// way.
+    fn insert(&mut self, path: &str) -> bool {
+        let mut collapsed = false;
+        let mut node = self;
+        let mut rest = path;
+        let mut depth = 0;
+        while let Some((step, below)) = next_step(rest, depth) {
+            let word = match step {
+                Step::Word(word) if node.words.contains_key(word) => Some(word),
+                Step::Word(_) if node.closed => None,
+                Step::Word(_) if node.words.len() >= MAX_SIBLINGS => {
+                    if depth == 0 {
+                        // The first segments name the parts of a service. They stay when a scanner
+                        // tries a thousand others.
+                        node.closed = true;
+                    } else {
+                        node.collapse();
+                        collapsed = true;
+                    }
+                    None
+                }
+                Step::Word(word) => Some(word),
+                Step::Identifier => None,
+            };
+            node = match word {
+                Some(word) => node.words.entry(word.into()).or_default(),
+                None => node.parameter.get_or_insert_default(),
+            };
+            rest = below;
+            depth += 1;
+        }
+        node.route.get_or_insert_default();
+        collapsed
+    }
+
+    /// Takes all words here for identifiers: what is below them is below one of them from now on.
+    fn collapse(&mut self) {
+        self.closed = true;
+        let parameter = self.parameter.get_or_insert_default();
+        for (_, word) in std::mem::take(&mut self.words) {
+            parameter.merge(word);
+        }
+        parameter.forget_names();
+    }
+
+    fn merge(&mut self, other: Self) {
+        for (word, node) in other.words {
+            if self.closed {
+                self.parameter.get_or_insert_default().merge(node);
+            } else {
+                self.words.entry(word).or_default().merge(node);
+            }
+        }
+        if let Some(node) = other.parameter {
+            self.parameter.get_or_insert_default().merge(*node);
+        }
+        self.route = self.route.take().or(other.route);
+        if !self.closed && (other.closed || self.words.len() > MAX_SIBLINGS) {
+            self.collapse();
+        }
+    }
+
+    /// Below a collapse, routes are called otherwise.
+    fn forget_names(&mut self) {
+        if let Some(name) = &mut self.route {
+            *name = None;
+        }
+        for node in self.children() {
+            node.forget_names();
+        }
+    }
+
+    /// Collapses the node with the most words below this one, if that is worth it.
+    fn collapse_widest(&mut self) {
+        let width = self.widest_below();
+        if width >= MAX_SIBLINGS_WHEN_FULL {
+            self.collapse_below(width);
+        }
+    }
+
+    fn widest_below(&mut self) -> usize {
+        let width = |node: &mut Self| node.words.len().max(node.widest_below());
+        self.children().map(width).max().unwrap_or(0)
+    }
+
+    /// Collapses the first node below this one that has `width` words.
+    fn collapse_below(&mut self, width: usize) -> bool {
+        self.children().any(|node| {
+            if node.words.len() == width {
+                node.collapse();
+                true
+            } else {
+                node.collapse_below(width)
+            }
+        })
+    }
+
+    fn routes(&self) -> usize {
+        let below: usize = self
+            .words
+            .values()
+            .chain(self.parameter.as_deref())
+            .map(Self::routes)
+            .sum();
+        below + usize::from(self.route.is_some())
+    }
+
+    fn children(&mut self) -> impl Iterator<Item = &mut Self> {
+        self.words.values_mut().chain(self.parameter.as_deref_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn routes(paths: &[&str]) -> Vec<String> {
+        let mut learned = Learned::new(200);
+        paths
+            .iter()
+            .map(|path| learned.route(path).unwrap().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn identifiers_collapse_at_once() {
+        assert_eq!(
+            routes(&[
+                "/users/7/posts/550e8400-e29b-41d4-a716-446655440000",
+                "/users/me/posts/",
+                "/health",
+                "/",
+            ]),
+            ["/users/{id}/posts/{id}", "/users/me/posts", "/health", "/"]
+        );
+    }
+
+    #[test]
+    fn too_many_siblings_are_identifiers() {
+        let mut learned = Learned::new(200);
+        let path = |index: usize| format!("/posts/title{}/edit", letters(index));
+        for index in 0..MAX_SIBLINGS {
+            let name = learned.route(&path(index)).unwrap();
+            assert_eq!(*name, *path(index));
+        }
+        assert_eq!(learned.len(), MAX_SIBLINGS);
+        assert_eq!(&*learned.route("/posts/new").unwrap(), "/posts/{id}");
+        for index in 0..=MAX_SIBLINGS {
+            let name = learned.route(&path(index)).unwrap();
+            assert_eq!(&*name, "/posts/{id}/edit");
+        }
+        assert_eq!(learned.len(), 2);
+    }
+
+    #[test]
+    fn the_first_segments_survive_a_scanner() {
+        let mut learned = Learned::new(200);
+        learned.route("/health");
+        learned.route("/users/list");
+        for index in 0..1000 {
+            learned.route(&format!("/scan{}", letters(index)));
+        }
+        assert_eq!(&*learned.route("/health").unwrap(), "/health");
+        assert_eq!(&*learned.route("/users/list").unwrap(), "/users/list");
+        assert_eq!(&*learned.route("/something-else").unwrap(), "/{id}");
+    }
+
+    #[test]
+    fn a_full_table_makes_room_where_it_is_widest() {
+        let mut learned = Learned::new(40);
+        for index in 0..30 {
+            learned.route(&format!("/slugs/{}", letters(index)));
+        }
+        for index in 0..10 {
+            learned.route(&format!("/words/{}", letters(index)));
+        }
+        assert_eq!(learned.len(), 40);
+        assert_eq!(&*learned.route("/new").unwrap(), "/new");
+        assert_eq!(&*learned.route("/slugs/a").unwrap(), "/slugs/{id}");
+        assert_eq!(&*learned.route("/words/a").unwrap(), "/words/a");
+        assert_eq!(learned.len(), 12);
+    }
+
+    #[test]
+    fn a_full_table_without_a_wide_node_overflows() {
+        let mut learned = Learned::new(3);
+        for path in ["/a", "/b", "/c"] {
+            assert!(learned.route(path).is_some());
+        }
+        assert_eq!(learned.route("/d"), None);
+        assert!(learned.route("/a").is_some());
+    }
+
+    #[test]
+    fn deep_paths_end_in_a_rest() {
+        let name = routes(&[&"/a".repeat(100)]).remove(0);
+        assert_eq!(name, format!("{}/{REST}", "/a".repeat(MAX_DEPTH)));
+    }
+
+    /// A word without digits that is another for each index.
+    fn letters(mut index: usize) -> String {
+        let mut word = String::new();
+        loop {
+            word.push(char::from(b'a' + u8::try_from(index % 26).unwrap()));
+            index /= 26;
+            if index == 0 {
+                return word;
+            }
+        }
+    }
+
+    fn depth(node: &Node) -> usize {
+        let children = node.words.values().chain(node.parameter.as_deref());
+        1 + children.map(depth).max().unwrap_or(0)
+    }
+
+    proptest! {
+        /// Routes are as many as allowed, counted right, and a path's route only ever gets coarser:
+        /// each segment stays or becomes a parameter.
+        #[test]
+        fn routes_are_bounded_and_stable(
+            paths in proptest::collection::vec("(/[a-h]{1,2}|/[0-9]{1,3}|/){0,4}", 1..400),
+            max_routes in 1..100_usize,
+        ) {
+            let mut learned = Learned::new(max_routes);
+            let mut named = std::collections::HashMap::new();
+            for path in &paths {
+                let name = learned.route(path);
+                prop_assert_eq!(name.clone(), learned.route(path));
+                prop_assert!(learned.len() <= max_routes);
+                prop_assert_eq!(learned.len(), learned.root.routes());
+                if let Some(name) = name {
+                    named.insert(path, name);
+                }
+            }
+            for (path, before) in named {
+                let after = learned.route(path);
+                prop_assert!(after.is_some(), "{} was {} and is lost", path, before);
+                let after = after.unwrap();
+                prop_assert_eq!(before.split('/').count(), after.split('/').count());
+                for (before, after) in before.split('/').zip(after.split('/')) {
+                    prop_assert!(after == before || after == PARAMETER);
+                }
+            }
+            prop_assert!(depth(&learned.root) <= MAX_DEPTH + 2);
+        }
+
+        /// No identifier is ever part of a route.
+        #[test]
+        fn identifiers_never_stay(path in "(/[!-.0-~]{0,60}){0,20}") {
+            let mut learned = Learned::new(200);
+            let name = learned.route(&path).unwrap();
+            for segment in name.split('/').filter(|s| *s != PARAMETER && *s != REST) {
+                prop_assert!(!is_identifier(segment), "{}", segment);
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! One direction of a connection: offsets, gaps, and how far the kernel side says it has come.
+
+use ebpf_common::connection::Cursor;
+
+use crate::http1::decoder::{Content, Decoder, Event, Piece};
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) decoder: Decoder,
+    /// Offset of the first byte that the decoder has not had.
+    position_bytes: u64,
+    /// When the byte before it moved.
+    last_ns: u64,
+    /// How far the direction is known to have come; ahead of the position where bytes went unseen
+    /// or their record is still on its way.
+    seen: Cursor,
+    /// The first time at which `seen` lay behind the end of the body under way.
+    overtaken_ns: Option<u64>,
+}
+
+impl Stream {
+    pub(crate) const fn new(decoder: Decoder) -> Self {
+        Self {
+            decoder,
+            position_bytes: 0,
+            last_ns: 0,
+            seen: Cursor {
+                offset_bytes: 0,
+                last_ns: 0,
+            },
+            overtaken_ns: None,
+        }
+    }
+
+    pub(crate) const fn position_bytes(&self) -> u64 {
+        self.position_bytes
+    }
+
+    pub(crate) const fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
+    pub(crate) const fn seen(&self) -> Cursor {
+        self.seen
+    }
+
+    /// Notes how far the direction has come.
+    pub(crate) const fn see(&mut self, cursor: Cursor) {
+        if cursor.offset_bytes > self.seen.offset_bytes {
+            self.seen = cursor;
+        }
+    }
+
+    /// Decodes the next event out of `piece`, which begins at the position.
+    pub(crate) fn next<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
+        let before = piece.len_bytes();
+        let event = self.decoder.decode(piece);
+        let passed = before - piece.len_bytes();
+        if passed > 0 {
+            self.position_bytes = self.position_bytes.saturating_add(passed);
+            self.last_ns = piece.time_ns;
+        }
+        if matches!(event, Some(Event::End { .. })) {
+            self.overtaken_ns = None;
+        }
+        event
+    }
+
+    /// The bytes from the position to `offset_bytes`, which nobody captured and of which the last
+    /// moved at `last_ns`: the rest of a body with a known end, then what lies behind it.
+    pub(crate) fn unseen_until(&self, offset_bytes: u64, last_ns: u64) -> [Piece<'static>; 2] {
+        let len = offset_bytes.saturating_sub(self.position_bytes);
+        let body = self.body_remaining_bytes().unwrap_or(0).min(len);
+        let body_last_ns = match self.overtaken_ns {
+            Some(overtaken_ns) if body < len => overtaken_ns.min(last_ns),
+            _ => last_ns,
+        };
+        [(body, body_last_ns), (len - body, last_ns)].map(|(len, time_ns)| Piece {
+            content: Content::Unseen(len),
+            time_ns,
+        })
+    }
+
+    /// The rest of the body under way, once the kernel side says that it has passed unseen.
+    ///
+    /// Where more than the body has passed, the record of what follows is on its way and tells the
+    /// time of the body's last byte exactly. It is awaited until the next call.
+    pub(crate) fn unseen_body_end(&mut self) -> Option<Piece<'static>> {
+        let remaining = self.body_remaining_bytes().filter(|bytes| *bytes > 0)?;
+        let end = self.position_bytes.saturating_add(remaining);
+        let time_ns = if self.seen.offset_bytes == end {
+            self.seen.last_ns
+        } else if self.seen.offset_bytes > end {
+            let Some(overtaken_ns) = self.overtaken_ns else {
+                self.overtaken_ns = Some(self.seen.last_ns);
+                return None;
+            };
+            overtaken_ns
+        } else {
+            return None;
+        };
+        Some(Piece {
+            content: Content::Unseen(remaining),
+            time_ns,
+        })
+    }
+
+    /// Whether a body is under way of which nothing but the kernel side's cursor may tell the end.
+    pub(crate) fn awaits_progress(&self) -> bool {
+        self.body_remaining_bytes().is_some_and(|bytes| bytes > 0)
+    }
+
+    /// Whether bytes passed that can't be those of the body under way, and were not seen (yet).
+    pub(crate) fn has_unseen_bytes(&self) -> bool {
+        let known = match self.decoder.body() {
+            None => 0,
+            Some(body) => match body.remaining_bytes() {
+                Some(remaining) => remaining,
+                None => return false,
+            },
+        };
+        self.seen.offset_bytes > self.position_bytes.saturating_add(known)
+    }
+
+    fn body_remaining_bytes(&self) -> Option<u64> {
+        self.decoder.body()?.remaining_bytes()
+    }
+}

@@ -1,0 +1,322 @@
+//! The wiring: reads from top to bottom as the data flow.
+//!
+//! ```text
+//! kernel programs ─▶ ring k ─▶ worker k: decode ─▶ Connection ─▶ Observation ─▶ sinks
+//!        exec, exit ─▶ process table ─────────────────────┘        prometheus · otlp · summary
+//!           sampler ─▶ profiler ─▶ symbolize ─▶ pprof · flamegraph
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use aya::sys::{Stats, enable_stats};
+use prometheus::Registry;
+use protocol::Limits;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::clock::{Clock, monotonic_ns};
+use crate::clusters::Clusters;
+use crate::config::{Config, LogLevel, Tap};
+use crate::health::{Health, Status};
+use crate::http::{self, AppState};
+use crate::probes::attach::{self, AttachError, ProbeReport};
+use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, TapVariant, load};
+use crate::probes::maps::{Connections, KernelLosses};
+use crate::probes::mounts;
+use crate::probes::programs::Programs;
+use crate::probes::ring::{Ring, RingError};
+use crate::process::ProcessTable;
+use crate::process_events::ProcessEvents;
+use crate::profiler::Profiler;
+use crate::routes::{Routes, RoutesError};
+use crate::selection::Selection;
+use crate::self_metrics::SelfMetrics;
+use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
+use crate::sink::prometheus::{PrometheusOptions, PrometheusSink};
+use crate::sink::summary::Summary;
+use crate::sink::Sink;
+use crate::worker::{Shared, Worker};
+
+/// How long the end may take: queued spans are sent for that long.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// How often /proc is compared with the process table and dead Unix sockets leave the kernel's map.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The address of the HTTP API cannot be had.
+    #[error("listen: cannot use `{address}`: {source}; choose another with --listen ADDRESS:PORT")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel programs cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A probe without which nothing can be observed.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The object is not what this version expects.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A route template.
+    #[error(transparent)]
+    Routes(#[from] RoutesError),
+    /// A pattern of `targets`.
+    #[error("targets: {0}")]
+    Targets(#[from] globset::Error),
+    /// The span exporter.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A thread could not be started, or a signal not be waited for.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Runs the agent until `SIGTERM` or `SIGINT`; then detaches, flushes and returns.
+///
+/// # Errors
+/// Whatever keeps it from starting. Once it observes, nothing but the end stops it.
+pub async fn run(config: Config) -> Result<(), AgentError> {
+    let started = Instant::now();
+    // Before anything is attached: a taken port is the commonest mistake.
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| AgentError::Listen { address: config.listen, source })?;
+
+    // What everything reports to.
+    let registry = Registry::new();
+    let metrics = SelfMetrics::new(&registry)?;
+    let health = Health::new();
+    let clock = Clock::new();
+    let processes = Arc::new(ProcessTable::default());
+    processes.scan();
+
+    // The kernel side: loaded now, attached once its rings are drained.
+    mount_filesystems();
+    let mut loaded = load(&load_options(&config))?;
+    // Counting run time costs some 20 ns an event; the descriptor keeps it on.
+    let statistics = enable_stats(Stats::RunTime)
+        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"));
+    watch_kernel_losses(&mut loaded, &metrics)?;
+
+    // Sinks.
+    let prometheus = PrometheusSink::new(&registry, &prometheus_options(&config), &metrics)?;
+    let summary = Summary::new();
+    let otlp = match otlp_options(&config) {
+        Some(options) => Some(OtlpSink::start(options, clock.clone(), &metrics.losses, &health)?),
+        None => None,
+    };
+    let sinks = || {
+        let mut sinks: Vec<Box<dyn Sink>> =
+            vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
+        sinks.extend(otlp.iter().map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>));
+        sinks
+    };
+
+    // Workers: ring → decode → Connection → Observation → sinks.
+    let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
+    let shared = Arc::new(Shared {
+        processes: Arc::clone(&processes),
+        process_events: ProcessEvents::new(
+            process_ring,
+            Arc::clone(&processes),
+            metrics.losses.clone(),
+        ),
+        selection: Selection::new(&config.targets)?,
+        routes: Routes::new(&config.routes)?,
+        clusters: Clusters::new(&config.elasticsearch.endpoints),
+        kernel: Connections::take(&mut loaded.ebpf)?,
+        losses: metrics.losses.clone(),
+        exchanges: metrics.exchanges.clone(),
+        limits: Limits::default(),
+        stop: AtomicBool::new(false),
+    });
+    let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
+    let profiler = start_profiler(&mut loaded, &processes, &metrics, &health);
+
+    // Attach: from here on traffic is seen.
+    report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
+    let programs = Programs::new(loaded.ebpf);
+    let statistics_reader = programs.run_statistics();
+    metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
+    health.set_ready(true);
+    tracing::info!(
+        listen = %config.listen,
+        workers = workers.len(),
+        ready_ms = started.elapsed().as_millis() as u64,
+        "observing"
+    );
+
+    // Serve until told to end.
+    let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
+    let state = AppState { registry, summary, health: health.clone(), processes, profiler };
+    http::serve(listener, state, shutdown_signal()?).await;
+
+    // The end: detach, let the workers finish what is in the rings, flush.
+    tracing::info!("stopping");
+    health.set_ready(false);
+    housekeeping.abort();
+    drop(programs);
+    drop(statistics);
+    shared.stop.store(true, Ordering::Release);
+    join(workers).await;
+    if let Some(otlp) = otlp {
+        otlp.shutdown(FLUSH).await;
+    }
+    Ok(())
+}
+
+fn load_options(config: &Config) -> LoadOptions {
+    LoadOptions {
+        capture_bytes: config.capture.bytes,
+        rings: config.capture.rings,
+        ring_bytes: config.capture.ring_bytes,
+        max_connections: config.capture.max_connections,
+        tap: match config.tap {
+            Tap::Auto => TapVariant::Auto,
+            Tap::Marks => TapVariant::Marks,
+            Tap::Walk => TapVariant::Walk,
+        },
+        verbose: config.log.level >= LogLevel::Debug,
+    }
+}
+
+fn prometheus_options(config: &Config) -> PrometheusOptions {
+    PrometheusOptions {
+        buckets: config.metrics.buckets.clone(),
+        max_series: config.metrics.max_series,
+    }
+}
+
+fn otlp_options(config: &Config) -> Option<OtlpOptions> {
+    let otlp = &config.otlp;
+    Some(OtlpOptions {
+        endpoint: otlp.traces_url()?,
+        protocol: otlp.protocol,
+        headers: otlp.headers.clone().into_iter().collect(),
+        timeout: otlp.timeout,
+        queue: otlp.queue_spans,
+        batch: otlp.batch_spans,
+        linger: otlp.interval,
+        ..OtlpOptions::default()
+    })
+}
+
+/// Mounts what is absent. Nothing of today's taps needs it, so that a refusal is no failure.
+fn mount_filesystems() {
+    for filesystem in mounts::WANTED {
+        if let Err(error) = filesystem.ensure() {
+            tracing::debug!(target = filesystem.target, %error, "not mounted");
+        }
+    }
+}
+
+/// Shows the kernel side's counters among the losses.
+fn watch_kernel_losses(loaded: &mut Loaded, metrics: &SelfMetrics) -> Result<(), AgentError> {
+    let kernel = KernelLosses::share(&loaded.ebpf)?;
+    metrics.losses.watch(Box::new(move || {
+        let totals = kernel.read().into_iter();
+        totals
+            .map(|(reason, total)| {
+                let (stage, name) = reason.labels();
+                (stage, name, total)
+            })
+            .collect()
+    }));
+    Ok(())
+}
+
+/// One thread a ring.
+fn start_workers(
+    loaded: &mut Loaded,
+    shared: &Arc<Shared>,
+    config: &Config,
+    sinks: impl Fn() -> Vec<Box<dyn Sink>>,
+) -> Result<Vec<JoinHandle<()>>, AgentError> {
+    let capacity = (config.capture.max_connections / loaded.rings) as usize;
+    let mut workers = Vec::with_capacity(loaded.rings as usize);
+    for (index, name) in RING_MAPS.iter().take(loaded.rings as usize).enumerate() {
+        let ring = Ring::take(&mut loaded.ebpf, name)?;
+        let worker = Worker::new(ring, Arc::clone(shared), sinks(), capacity);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || worker.run())
+            .map_err(|error| AgentError::System("cannot start a worker", error))?;
+        workers.push(thread);
+    }
+    Ok(workers)
+}
+
+fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
+    let mut reasons = Vec::new();
+    for ProbeReport { probe, result } in reports {
+        match result {
+            Ok(steps) => tracing::debug!(program = probe.tracepoint, ?steps, "attached"),
+            Err(error) => {
+                let fallback = probe.fallback.unwrap_or_default();
+                tracing::warn!(program = probe.tracepoint, %error, fallback, "not attached");
+                reasons.push(format!("{}: {fallback}", probe.tracepoint));
+            }
+        }
+    }
+    tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
+    let status = if reasons.is_empty() { Status::Healthy } else { Status::Degraded };
+    health.set_reasons("probes", status, reasons);
+}
+
+/// What has to be done now and then, apart from the workers.
+async fn keep_house(shared: Arc<Shared>, clock: Clock) {
+    let mut timer = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        timer.tick().await;
+        clock.refresh();
+        let shared = Arc::clone(&shared);
+        // Reads /proc: not for a thread of the runtime.
+        let work = tokio::task::spawn_blocking(move || {
+            shared.process_events.drain();
+            shared.processes.scan();
+            let silent_ns = HOUSEKEEPING.as_nanos() as u64;
+            shared.kernel.forget_dead_unix_sockets(monotonic_ns(), silent_ns);
+        });
+        if let Err(error) = work.await {
+            tracing::error!(%error, "housekeeping failed");
+        }
+    }
+}
+
+/// Resolves at the first `SIGTERM` or `SIGINT`.
+fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, AgentError> {
+    let wait = |kind| signal(kind).map_err(|error| AgentError::System("cannot wait for signals", error));
+    let (mut terminate, mut interrupt) =
+        (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn join(workers: Vec<JoinHandle<()>>) {
+    let joined = tokio::task::spawn_blocking(move || {
+        workers.into_iter().filter_map(|worker| worker.join().err()).count()
+    });
+    match joined.await {
+        Ok(0) => {}
+        Ok(panicked) => tracing::error!(panicked, "workers had ended by a panic"),
+        Err(error) => tracing::error!(%error, "workers could not be joined"),
+    }
+}

@@ -1,0 +1,201 @@
+//! The connections of one worker: who owns them, what they speak, where they lead.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
+use protocol::{Connection, Limits};
+
+use crate::observation::Endpoint;
+use crate::process::Process;
+use crate::routes::ServiceRoutes;
+
+/// A connection as its worker follows it.
+pub struct Tracked {
+    /// What was understood of its bytes.
+    pub connection: Connection,
+    /// Address of the kernel's `struct sock`.
+    pub socket: u64,
+    /// The process's own end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
+    /// The process that moved the last bytes.
+    pub process: Arc<Process>,
+    /// Whether the configuration selects that process.
+    pub selected: bool,
+    /// Routes of the process's service, once it had an exchange.
+    pub routes: Option<ServiceRoutes>,
+    /// When it last moved bytes: `CLOCK_MONOTONIC`, nanoseconds.
+    pub last_ns: u64,
+    /// Exchanges in flight, as the gauge counts them.
+    pub in_flight: usize,
+    /// Whether the end of a body is awaited that only the kernel's cursor tells.
+    pub awaits_progress: bool,
+    /// What was known of clusters when this connection last asked.
+    pub clusters_generation: u64,
+    /// Whether the process table was told what it speaks.
+    pub noted: bool,
+    /// Directions that have ended, as [`ebpf_common::connection::closed`].
+    pub closed: u8,
+}
+
+impl Tracked {
+    /// A connection that nothing was understood of yet.
+    #[must_use]
+    pub fn new(origin: &Origin, process: Arc<Process>, selected: bool, limits: Limits) -> Self {
+        Self {
+            connection: Connection::new(limits),
+            socket: origin.socket,
+            local: origin.local,
+            remote: origin.remote,
+            process,
+            selected,
+            routes: None,
+            last_ns: origin.opened_ns,
+            in_flight: 0,
+            awaits_progress: false,
+            clusters_generation: 0,
+            noted: false,
+            closed: 0,
+        }
+    }
+
+    /// The process's own TCP port; 0 on a Unix socket.
+    #[must_use]
+    pub fn local_port(&self) -> u16 {
+        match self.local {
+            Endpoint::Inet(address) => address.port(),
+            Endpoint::Unix => 0,
+        }
+    }
+}
+
+/// Where a connection leads: from its opening record, or from the kernel's map where that record
+/// was lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// Address of the kernel's `struct sock`.
+    pub socket: u64,
+    /// The process's own end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
+    /// The process that brought it to notice.
+    pub pid: u32,
+    /// When that was.
+    pub opened_ns: u64,
+}
+
+impl From<&ConnectionOpened> for Origin {
+    fn from(opened: &ConnectionOpened) -> Self {
+        Self {
+            socket: opened.socket,
+            local: endpoint(opened.family, opened.local_address, opened.local_port),
+            remote: endpoint(opened.family, opened.remote_address, opened.remote_port),
+            pid: opened.pid,
+            opened_ns: opened.time_ns,
+        }
+    }
+}
+
+impl Origin {
+    /// From the kernel's own record of the connection on `socket`.
+    #[must_use]
+    pub fn of_state(socket: u64, state: &ConnectionState) -> Self {
+        let [local_port, remote_port] = state.ports;
+        let [local, remote] = state.addresses;
+        Self {
+            socket,
+            local: endpoint(state.family, local, local_port),
+            remote: endpoint(state.family, remote, remote_port),
+            pid: state.pid,
+            opened_ns: state.opened_ns,
+        }
+    }
+}
+
+fn endpoint(family: u16, address: [u8; 16], port: u16) -> Endpoint {
+    match family {
+        family::INET => {
+            let [a, b, c, d, ..] = address;
+            Endpoint::Inet(SocketAddr::new(IpAddr::from([a, b, c, d]), port))
+        }
+        family::INET6 => {
+            // A dual-stack socket shows IPv4 peers as mapped addresses.
+            Endpoint::Inet(SocketAddr::new(Ipv6Addr::from(address).to_canonical(), port))
+        }
+        _ => Endpoint::Unix,
+    }
+}
+
+/// Tracked connections by their id; bounded.
+pub struct Connections {
+    by_id: HashMap<u64, Tracked>,
+    capacity: usize,
+}
+
+impl Connections {
+    /// An empty table for at most `capacity` connections.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { by_id: HashMap::new(), capacity: capacity.max(1) }
+    }
+
+    /// The connection `id`.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut Tracked> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// Whether one more needs another one to go first.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.by_id.len() >= self.capacity
+    }
+
+    /// The connection that has been silent longest among a few: looking at all of them would cost
+    /// more than the better choice is worth.
+    #[must_use]
+    pub fn oldest_of_some(&self) -> Option<u64> {
+        const LOOKED_AT: usize = 64;
+        let some = self.by_id.iter().take(LOOKED_AT);
+        some.min_by_key(|(_, tracked)| tracked.last_ns).map(|(&id, _)| id)
+    }
+
+    /// Takes a connection in.
+    pub fn insert(&mut self, id: u64, tracked: Tracked) {
+        self.by_id.insert(id, tracked);
+    }
+
+    /// Takes a connection out.
+    pub fn remove(&mut self, id: u64) -> Option<Tracked> {
+        self.by_id.remove(&id)
+    }
+
+    /// Ids and sockets of the connections that `wanted` names.
+    pub fn select(&self, wanted: impl Fn(&Tracked) -> bool) -> Vec<(u64, u64)> {
+        let chosen = self.by_id.iter().filter(|(_, tracked)| wanted(tracked));
+        chosen.map(|(&id, tracked)| (id, tracked.socket)).collect()
+    }
+
+    /// Every id.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u64> {
+        self.by_id.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_are_given_as_ipv4() {
+        let mut address = [0; 16];
+        address[10..].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]);
+        let expected = Endpoint::Inet("127.0.0.1:80".parse().expect("an address"));
+        assert_eq!(endpoint(family::INET6, address, 80), expected);
+        assert_eq!(endpoint(family::UNIX, address, 0), Endpoint::Unix);
+    }
+}

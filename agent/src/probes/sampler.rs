@@ -1,0 +1,430 @@
+//! Handle on the CPU sampler: the program `sample`, its clock on each CPU, its counts.
+//!
+//! The clock ticks only while a profile is taken. One sampler serves every profile that is taken
+//! at the same time, at one rate.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{PerfEvent, ProgramError, ProgramFd};
+use aya::util::online_cpus;
+use ebpf_common::loss::LossReason;
+use ebpf_common::sample::{MAX_STACK_FRAMES, SampleKey, SamplerState, StackHeader};
+
+/// What keeps the sampler from working.
+#[derive(Debug, thiserror::Error)]
+pub enum SamplerError {
+    /// The object lacks a part, or it is not of the kind that it should be.
+    #[error("the kernel object has no usable `{0}`")]
+    Missing(&'static str),
+    /// The kernel refused the program.
+    #[error("load the sampling program")]
+    Program(#[from] ProgramError),
+    /// A map could not be used.
+    #[error("use the sampler's maps")]
+    Map(#[from] MapError),
+    /// The kernel refused the sampling clock of a CPU.
+    #[error("start the sampling clock of CPU {cpu} (perf_event_open, needs CAP_PERFMON)")]
+    Clock {
+        /// CPU, as the kernel numbers it.
+        cpu: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The list of CPUs could not be read, or a descriptor could not be copied.
+    #[error("{call}")]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// The answer.
+        source: io::Error,
+    },
+}
+
+/// Which processes are sampled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// All of them.
+    Every,
+    /// These pids.
+    Pids(HashSet<u32>),
+}
+
+/// A stack of one thread with the number of its samples in one epoch.
+#[derive(Debug)]
+pub struct RawSample<'a> {
+    /// What it was counted by.
+    pub key: &'a SampleKey,
+    /// Kernel addresses, leaf first.
+    pub kernel: &'a [u64],
+    /// User addresses, leaf first.
+    pub user: &'a [u64],
+    /// Samples.
+    pub count: u64,
+}
+
+/// The addresses of a stack and how many of them, from the front, are the kernel's.
+#[derive(Debug)]
+struct Stack {
+    addresses: Box<[u64]>,
+    kernel_frames: usize,
+}
+
+/// Handle on the sampler. Dropping it stops the clocks.
+pub struct Sampler {
+    program: ProgramFd,
+    state: Array<MapData, SamplerState>,
+    targets: BpfHashMap<MapData, u32, u32>,
+    counts: BpfHashMap<MapData, SampleKey, u64>,
+    ring: RingBuf<MapData>,
+    losses: PerCpuArray<MapData, u64>,
+    /// One perf event a CPU; closing it stops the clock.
+    clocks: Vec<OwnedFd>,
+    /// Stacks of the epochs that are not read yet.
+    stacks: HashMap<SampleKey, Stack>,
+    targeted: HashSet<u32>,
+    now: SamplerState,
+    /// Counts whose stack never came, and records that could not be read. Neither happens unless
+    /// the two sides disagree about the ABI.
+    broken: u64,
+}
+
+impl Sampler {
+    /// Loads the program and takes the maps that are its own out of `ebpf`.
+    ///
+    /// # Errors
+    /// When the object lacks a part or the kernel refuses the program.
+    pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, SamplerError> {
+        let program: &mut PerfEvent = ebpf
+            .program_mut("sample")
+            .ok_or(SamplerError::Missing("sample"))?
+            .try_into()?;
+        program.load()?;
+        let program = program
+            .fd()?
+            .try_clone()
+            .map_err(|source| SamplerError::Io {
+                call: "copy the descriptor of the sampling program",
+                source,
+            })?;
+        Ok(Self {
+            program,
+            state: take(ebpf, "SAMPLER")?.try_into()?,
+            targets: take(ebpf, "SAMPLE_TARGETS")?.try_into()?,
+            counts: take(ebpf, "SAMPLE_COUNTS")?.try_into()?,
+            ring: take(ebpf, "SAMPLE_RING")?.try_into()?,
+            losses: share_losses(ebpf)?,
+            clocks: Vec::new(),
+            stacks: HashMap::new(),
+            targeted: HashSet::new(),
+            now: SamplerState::default(),
+            broken: 0,
+        })
+    }
+
+    /// Says what is sampled from now on. Returns the epoch of the first sample of which that is
+    /// true.
+    ///
+    /// # Errors
+    /// When a map can't be written: more than 4096 pids, for one.
+    pub fn set_targets(&mut self, targets: &Targets) -> Result<u32, SamplerError> {
+        let wanted = match targets {
+            Targets::Every => &HashSet::new(),
+            Targets::Pids(pids) => pids,
+        };
+        for pid in self.targeted.difference(wanted) {
+            self.targets.remove(pid)?;
+        }
+        for pid in wanted.difference(&self.targeted) {
+            self.targets.insert(pid, 1, 0)?;
+        }
+        self.targeted.clone_from(wanted);
+        self.now.every_process = u32::from(matches!(targets, Targets::Every));
+        self.next_epoch()
+    }
+
+    /// Starts the clock of every CPU that is online, each at a random phase: a clock that keeps
+    /// step with what the program does sees one part of it always and another never.
+    ///
+    /// # Errors
+    /// When the kernel refuses a clock. None runs then.
+    pub fn start(&mut self, period: Duration) -> Result<(), SamplerError> {
+        self.stop();
+        let cpus = online_cpus().map_err(|(_, source)| SamplerError::Io {
+            call: "read the list of online CPUs",
+            source,
+        })?;
+        let mut clocks = Vec::with_capacity(cpus.len());
+        for cpu in cpus {
+            let clock = open_clock(self.program.as_fd(), cpu, period)
+                .map_err(|source| SamplerError::Clock { cpu, source })?;
+            clocks.push((random_below(period.min(LONGEST_PHASE)), cpu, clock));
+        }
+        clocks.sort_by_key(|(phase, ..)| *phase);
+        let begin = Instant::now();
+        for (phase, cpu, clock) in &clocks {
+            std::thread::sleep(phase.saturating_sub(begin.elapsed()));
+            ioctl(clock.as_fd(), PERF_EVENT_IOC_ENABLE, 0)
+                .map_err(|source| SamplerError::Clock { cpu: *cpu, source })?;
+        }
+        self.clocks = clocks.into_iter().map(|(.., clock)| clock).collect();
+        Ok(())
+    }
+
+    /// Stops every clock. When it returns, no program runs any more.
+    pub fn stop(&mut self) {
+        self.clocks.clear();
+    }
+
+    /// Ends the epoch and starts the next one, whose number it returns.
+    ///
+    /// # Errors
+    /// When the map can't be written.
+    pub fn next_epoch(&mut self) -> Result<u32, SamplerError> {
+        self.now.epoch = self.now.epoch.wrapping_add(1);
+        self.state.set(0, self.now, 0)?;
+        Ok(self.now.epoch)
+    }
+
+    /// Reads the stacks that are new and tells each one's key and user addresses. To be called ten times a second
+    /// while the clocks run, so that the ring has room and a process is still there to be asked.
+    pub fn read_stacks(&mut self, mut seen: impl FnMut(&SampleKey, &[u64])) {
+        while let Some(record) = self.ring.next() {
+            if let Some((key, stack)) = decode(&record) {
+                seen(&key, &stack.addresses[stack.kernel_frames..]);
+                self.stacks.insert(key, stack);
+            } else {
+                self.broken += 1;
+            }
+        }
+    }
+
+    /// Reads the stacks that are new as [`Self::read_stacks`] does, and then reads and removes the
+    /// counts of epochs that are over. While the clocks run, that are those
+    /// before the last one: a program that began in the last epoch may still be at work.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn read_counts(
+        &mut self,
+        mut seen: impl FnMut(&SampleKey, &[u64]),
+        mut sample: impl FnMut(RawSample<'_>),
+    ) -> Result<(), SamplerError> {
+        // The kernel sends a stack before it counts it, so the ring goes first.
+        self.read_stacks(&mut seen);
+        let (current, last) = (self.now.epoch, self.now.epoch.wrapping_sub(1));
+        let running = !self.clocks.is_empty();
+        let over = |key: &SampleKey| !(running && (key.epoch == current || key.epoch == last));
+        let mut read = Vec::new();
+        for entry in self.counts.iter() {
+            let (key, count) = entry?;
+            if over(&key) {
+                read.push((key, count));
+            }
+        }
+        for (key, count) in read {
+            self.counts.remove(&key)?;
+            if let Some(stack) = self.stacks.remove(&key) {
+                let (kernel, user) = stack.addresses.split_at(stack.kernel_frames);
+                sample(RawSample {
+                    key: &key,
+                    kernel,
+                    user,
+                    count,
+                });
+            } else {
+                self.broken += count;
+            }
+        }
+        // What is left of those epochs was sent, but then found no room among the counts; the
+        // kernel side has counted the loss.
+        self.stacks.retain(|key, _| !over(key));
+        Ok(())
+    }
+
+    /// Samples lost since the kernel programs were loaded.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn lost_samples(&self) -> Result<u64, SamplerError> {
+        let full = self.losses.get(&(LossReason::StacksFull as u32), 0)?;
+        Ok(full.iter().sum::<u64>() + self.broken)
+    }
+}
+
+/// Most time that the clocks' phases are spread over.
+const LONGEST_PHASE: Duration = Duration::from_millis(100);
+
+/// `PERF_TYPE_SOFTWARE`
+const PERF_TYPE_SOFTWARE: u32 = 1;
+/// `PERF_COUNT_SW_CPU_CLOCK`
+const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
+/// `PERF_FLAG_FD_CLOEXEC`
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+/// Bits of `perf_event_attr`: `disabled` and `exclude_idle`.
+const DISABLED_AND_NOT_IDLE: u64 = (1 << 0) | (1 << 7);
+/// `_IO('$', 0)`
+const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
+/// `_IOW('$', 8, __u32)`
+const PERF_EVENT_IOC_SET_BPF: u64 = 0x4004_2408;
+
+/// `struct perf_event_attr` as every kernel since 2.6.32 takes it (`PERF_ATTR_SIZE_VER0`).
+#[derive(Default)]
+#[repr(C)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    bp_addr: u64,
+}
+
+const _: () = assert!(size_of::<PerfEventAttr>() == 64);
+
+/// A sampling clock of one CPU that runs `program` and is not started yet.
+fn open_clock(program: BorrowedFd<'_>, cpu: u32, period: Duration) -> io::Result<OwnedFd> {
+    let attr = PerfEventAttr {
+        kind: PERF_TYPE_SOFTWARE,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: PERF_COUNT_SW_CPU_CLOCK,
+        sample_period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX),
+        flags: DISABLED_AND_NOT_IDLE,
+        ..PerfEventAttr::default()
+    };
+    let (every_pid, no_group): (libc::c_int, libc::c_int) = (-1, -1);
+    // SAFETY: `attr` outlives the call and its `size` is true; the kernel keeps no pointer.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            every_pid,
+            cpu as libc::c_int,
+            no_group,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    let clock = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
+    ioctl(
+        clock.as_fd(),
+        PERF_EVENT_IOC_SET_BPF,
+        program.as_raw_fd() as u64,
+    )?;
+    Ok(clock)
+}
+
+/// An `ioctl` of a perf event whose argument is a number.
+fn ioctl(clock: BorrowedFd<'_>, request: u64, argument: u64) -> io::Result<()> {
+    // SAFETY: both requests that are used take a number, so the kernel follows no pointer.
+    let result = unsafe { libc::ioctl(clock.as_raw_fd(), request as _, argument) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A random span shorter than `limit`.
+fn random_below(limit: Duration) -> Duration {
+    // Each `RandomState` has random keys, so even the hash of nothing is random.
+    let random = RandomState::new().hash_one(());
+    limit.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+/// Takes a map out of the object.
+fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Map, SamplerError> {
+    ebpf.take_map(name).ok_or(SamplerError::Missing(name))
+}
+
+/// A second handle on the loss counters, which others read as well.
+fn share_losses(ebpf: &aya::Ebpf) -> Result<PerCpuArray<MapData, u64>, SamplerError> {
+    let Some(Map::PerCpuArray(losses)) = ebpf.map("LOSSES") else {
+        return Err(SamplerError::Missing("LOSSES"));
+    };
+    let fd = losses
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| SamplerError::Io {
+            call: "copy the descriptor of the loss counters",
+            source,
+        })?;
+    Ok(Map::PerCpuArray(MapData::from_fd(fd)?).try_into()?)
+}
+
+/// A record of the sample ring; `None` where its length is not what its header says.
+fn decode(record: &[u8]) -> Option<(SampleKey, Stack)> {
+    let (header, addresses) = record.split_at_checked(size_of::<StackHeader>())?;
+    // SAFETY: `header` has exactly the bytes of a `StackHeader`, whose every bit pattern is a
+    // value; the read asks for no alignment.
+    let header: StackHeader = unsafe { header.as_ptr().cast::<StackHeader>().read_unaligned() };
+    let (kernel, user) = (header.kernel_frames as usize, header.user_frames as usize);
+    if kernel > MAX_STACK_FRAMES || user > MAX_STACK_FRAMES {
+        return None;
+    }
+    let (words, rest) = addresses.as_chunks::<{ size_of::<u64>() }>();
+    if words.len() != kernel + user || !rest.is_empty() {
+        return None;
+    }
+    let addresses = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+    Some((
+        header.key,
+        Stack {
+            addresses,
+            kernel_frames: kernel,
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(kernel_frames: u32, user_frames: u32, addresses: &[u64]) -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<SampleKey>()];
+        bytes.extend(kernel_frames.to_ne_bytes());
+        bytes.extend(user_frames.to_ne_bytes());
+        bytes.extend(addresses.iter().flat_map(|address| address.to_ne_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn a_record_decodes_into_its_two_parts() {
+        let (_, stack) = decode(&record(1, 2, &[10, 20, 30])).unwrap();
+        assert_eq!(&*stack.addresses, [10, 20, 30]);
+        assert_eq!(stack.kernel_frames, 1);
+    }
+
+    #[test]
+    fn a_record_of_another_length_is_refused() {
+        assert!(decode(&record(1, 1, &[10, 20, 30])).is_none());
+        assert!(decode(&record(2, 2, &[10, 20, 30])).is_none());
+        assert!(decode(&record(128, 0, &[0; 128])).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn a_random_phase_is_below_its_limit(limit_ns in 1..1_000_000_000_u64) {
+            let limit = Duration::from_nanos(limit_ns);
+            prop_assert!(random_below(limit) <= limit);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A profile that is being taken.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ebpf_common::sample::{SampleKey, stack_flags};
+use profile::{StackTrace, Store, Thread};
+use tokio::sync::oneshot;
+
+use super::{ProfileError, ProfileRequest, Target, is_in_container};
+use crate::probes::sampler::RawSample;
+use crate::process::Process;
+use crate::symbolize::{ImageKey, Images, Request};
+
+/// Most different stacks of one profile: some 30 MB of them.
+const MAX_STACKS: usize = 50_000;
+
+/// A request on its way to the profiler's thread.
+pub(super) struct Begin {
+    /// What is asked for; validated.
+    pub(super) request: ProfileRequest,
+    /// Where the answer goes.
+    pub(super) answer: oneshot::Sender<Result<Collected, ProfileError>>,
+}
+
+/// Everything that was sampled for one request.
+#[derive(Debug)]
+pub(super) struct Collected {
+    /// The stacks and what is needed to resolve them.
+    pub(super) request: Request,
+    /// When sampling began.
+    pub(super) started: SystemTime,
+    /// How long it lasted.
+    pub(super) duration: Duration,
+    /// Samples that were taken and then lost.
+    pub(super) lost_samples: u64,
+}
+
+/// A profile that is being taken.
+pub(super) struct Session {
+    begin: Begin,
+    /// Pids that were ever sampled for this session; empty for [`Target::All`].
+    pids: HashSet<u32>,
+    store: Store,
+    first_epoch: u32,
+    /// Set when the time is up.
+    last_epoch: Option<u32>,
+    started: (SystemTime, Instant),
+    ended: Option<Instant>,
+    lost_before: u64,
+}
+
+impl Session {
+    /// A session that has not begun to sample.
+    pub(super) fn new(begin: Begin, lost_before: u64) -> Self {
+        Self {
+            begin,
+            pids: HashSet::new(),
+            store: Store::new(MAX_STACKS),
+            first_epoch: 0,
+            last_epoch: None,
+            started: (SystemTime::now(), Instant::now()),
+            ended: None,
+            lost_before,
+        }
+    }
+
+    /// Begins now; its first samples are those of `first_epoch`.
+    pub(super) fn begin_at(mut self, first_epoch: u32) -> Self {
+        self.first_epoch = first_epoch;
+        self.started = (SystemTime::now(), Instant::now());
+        self
+    }
+
+    /// The rate that was asked for.
+    pub(super) fn hz(&self) -> u32 {
+        self.begin.request.hz
+    }
+
+    /// How long it will still sample.
+    pub(super) fn time_left(&self) -> Duration {
+        self.begin
+            .request
+            .duration
+            .saturating_sub(self.started.1.elapsed())
+    }
+
+    /// Is nobody there any more who waits for it?
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.begin.answer.is_closed()
+    }
+
+    /// Is the time up?
+    pub(super) fn has_ended(&self) -> bool {
+        self.last_epoch.is_some()
+    }
+
+    /// Takes no samples of epochs after `last_epoch`.
+    pub(super) fn end(&mut self, last_epoch: u32) {
+        self.last_epoch = Some(last_epoch);
+        self.ended = Some(Instant::now());
+    }
+
+    /// Has every count been read that belongs to it, when those of epochs up to `epoch` have?
+    pub(super) fn is_complete(&self, epoch: u32) -> bool {
+        self.last_epoch.is_some_and(|last| last <= epoch)
+    }
+
+    /// Looks anew which processes are meant; `None` means all.
+    pub(super) fn refresh_pids(&mut self, processes: &[Arc<Process>]) -> Option<&HashSet<u32>> {
+        let wanted: &dyn Fn(&Process) -> bool = match &self.begin.request.target {
+            Target::All => return None,
+            Target::Pid(pid) => {
+                self.pids.insert(*pid);
+                return Some(&self.pids);
+            }
+            Target::Service(name) => &|process| *process.service == **name,
+            Target::Container(id) => &|process| is_in_container(process, id),
+        };
+        let pids = processes
+            .iter()
+            .filter(|process| wanted(process))
+            .map(|process| process.pid);
+        self.pids.extend(pids);
+        Some(&self.pids)
+    }
+
+    /// Must the list of processes be known to say what is meant?
+    pub(super) fn needs_processes(&self) -> bool {
+        matches!(
+            self.begin.request.target,
+            Target::Service(_) | Target::Container(_)
+        )
+    }
+
+    /// Takes in a sample, if it is one of its own.
+    pub(super) fn add(&mut self, sample: &RawSample<'_>) {
+        let key = sample.key;
+        let in_time =
+            self.first_epoch <= key.epoch && self.last_epoch.is_none_or(|last| key.epoch <= last);
+        let meant =
+            matches!(self.begin.request.target, Target::All) || self.pids.contains(&key.pid);
+        if in_time && meant {
+            self.store.add(thread(key), stack(sample), sample.count);
+        }
+    }
+
+    /// Hands over what was collected.
+    pub(super) fn finish(
+        self,
+        images: &Images,
+        services: &HashMap<ImageKey, Arc<str>>,
+        lost_now: u64,
+    ) {
+        let lost_samples = lost_now.saturating_sub(self.lost_before) + self.store.dropped();
+        let counted = self.store.into_counted();
+        let keys: HashSet<_> = counted
+            .iter()
+            .map(|counted| ImageKey::of(&counted.thread))
+            .collect();
+        let of_keys = |key: &ImageKey| keys.contains(key);
+        let request = Request {
+            images: keys
+                .iter()
+                .filter_map(|key| Some((*key, images.get(*key)?.clone())))
+                .collect(),
+            services: services
+                .iter()
+                .filter(|(key, _)| of_keys(key))
+                .map(|(key, service)| (*key, Arc::clone(service)))
+                .collect(),
+            counted,
+        };
+        let (started, begin) = self.started;
+        let duration = self
+            .ended
+            .unwrap_or_else(Instant::now)
+            .duration_since(begin);
+        // Whoever asked may have gone away.
+        let _ = self.begin.answer.send(Ok(Collected {
+            request,
+            started,
+            duration,
+            lost_samples,
+        }));
+    }
+
+    /// Hands over the reason why there is nothing.
+    pub(super) fn fail(self, error: ProfileError) {
+        let _ = self.begin.answer.send(Err(error));
+    }
+}
+
+fn thread(key: &SampleKey) -> Thread {
+    let name = key.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    Thread {
+        pid: key.pid,
+        tid: key.tid,
+        image: key.image,
+        name: String::from_utf8_lossy(name).into(),
+    }
+}
+
+fn stack(sample: &RawSample<'_>) -> StackTrace {
+    let cut = stack_flags::KERNEL_TRUNCATED | stack_flags::USER_TRUNCATED;
+    StackTrace {
+        kernel: sample.kernel.into(),
+        user: sample.user.into(),
+        truncated: sample.key.flags & cut != 0,
+    }
+}

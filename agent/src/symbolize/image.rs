@@ -1,0 +1,325 @@
+//! What sampled processes had mapped. Asked while the process is likely to be there still: at
+//! its first sample.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use profile::Thread;
+
+use super::executable::{Executable, FileIdentity};
+use super::maps::{self, MapsEntry};
+
+/// Most files that are held open for sampled processes. The soft limit on open files is usually
+/// 1024, and the agent needs some itself.
+const MAX_OPEN_FILES: usize = 300;
+
+/// Most process images of one profile.
+const MAX_IMAGES: usize = 8192;
+
+/// A pid and the value that tells apart the images it had: `ebpf_common::sample::SampleKey`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageKey {
+    /// Process.
+    pub pid: u32,
+    /// See `SampleKey::image`.
+    pub image: u64,
+}
+
+impl ImageKey {
+    /// The image that a thread ran.
+    #[must_use]
+    pub fn of(thread: &Thread) -> Self {
+        Self {
+            pid: thread.pid,
+            image: thread.image,
+        }
+    }
+}
+
+/// Backing of an executable range.
+#[derive(Clone, Debug)]
+pub enum Backing {
+    /// A file that is open.
+    File(Arc<Executable>),
+    /// The kernel's code in the process: `[vdso]`.
+    Vdso,
+    /// No file, or one that is none on a disk: code that the process wrote itself.
+    Anonymous,
+    /// A file that no sample has touched yet, or that could not be opened.
+    Unopened,
+}
+
+/// An executable range and its backing.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// The range.
+    pub entry: MapsEntry,
+    /// What is there.
+    pub backing: Backing,
+    /// Opening the file was tried, and failed.
+    unreadable: bool,
+}
+
+/// The list of functions that a JIT compiler writes: `/tmp/perf-PID.map`.
+#[derive(Debug)]
+pub struct PerfMapFile {
+    /// The file. Its process may write on.
+    pub file: File,
+    /// Its length when it was found: what comes later was written while the profile was taken.
+    pub len_when_found: u64,
+}
+
+/// What one process image had mapped.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    regions: Vec<Region>,
+    perf_map: Option<Arc<PerfMapFile>>,
+}
+
+impl Image {
+    /// The region that `address` lies in.
+    #[must_use]
+    pub fn region(&self, address: u64) -> Option<&Region> {
+        self.position(address)
+            .map(|position| &self.regions[position])
+    }
+
+    /// Could the process be asked what it had mapped?
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.regions.is_empty()
+    }
+
+    /// The JIT compiler's list, where there is one.
+    #[must_use]
+    pub fn perf_map(&self) -> Option<&PerfMapFile> {
+        self.perf_map.as_deref()
+    }
+
+    fn position(&self, address: u64) -> Option<usize> {
+        let after = self
+            .regions
+            .partition_point(|region| region.entry.start <= address);
+        let position = after.checked_sub(1)?;
+        (address < self.regions[position].entry.end).then_some(position)
+    }
+}
+
+/// Images of the processes that were sampled since the last [`Images::clear`].
+#[derive(Debug)]
+pub struct Images {
+    proc_root: PathBuf,
+    images: HashMap<ImageKey, Image>,
+    files: HashMap<FileIdentity, Arc<Executable>>,
+}
+
+impl Images {
+    /// None yet; processes are read below `proc_root` (`/proc`).
+    #[must_use]
+    pub fn new(proc_root: impl Into<PathBuf>) -> Self {
+        Self {
+            proc_root: proc_root.into(),
+            images: HashMap::new(),
+            files: HashMap::new(),
+        }
+    }
+
+    /// Makes sure that `addresses` of an image can be resolved later: reads what the process has
+    /// mapped, opens the files. What has failed is tried again with the next stack.
+    pub fn observe(&mut self, key: ImageKey, tid: u32, addresses: &[u64]) {
+        if addresses.is_empty() {
+            return;
+        }
+        if !self.images.contains_key(&key) && self.images.len() >= MAX_IMAGES {
+            return;
+        }
+        let image = self.images.entry(key).or_default();
+        // Code may have been mapped since the last look.
+        if addresses
+            .iter()
+            .any(|address| image.position(*address).is_none())
+        {
+            refresh(image, &self.proc_root, key, tid);
+        }
+        for address in addresses {
+            let Some(position) = image.position(*address) else {
+                continue;
+            };
+            let region = &mut image.regions[position];
+            if matches!(region.backing, Backing::Unopened) && !region.unreadable {
+                open(region, &self.proc_root, key.pid, &mut self.files);
+            }
+            if matches!(region.backing, Backing::Anonymous) && image.perf_map.is_none() {
+                image.perf_map = find_perf_map(&self.proc_root, key.pid).map(Arc::new);
+            }
+        }
+    }
+
+    /// The image of `key`, where one was sampled. Cheap to clone but for the list of regions.
+    #[must_use]
+    pub fn get(&self, key: ImageKey) -> Option<&Image> {
+        self.images.get(&key)
+    }
+
+    /// Forgets everything and closes the files.
+    pub fn clear(&mut self) {
+        self.images.clear();
+        self.files.clear();
+    }
+}
+
+/// Reads the process's maps anew, keeping files that are open already.
+fn refresh(image: &mut Image, proc_root: &Path, key: ImageKey, tid: u32) {
+    // When the main thread has ended and others run on, only those show the maps.
+    let read = [key.pid, tid].into_iter().find_map(|pid| {
+        let entries = maps::read(proc_root, pid)
+            .ok()
+            .filter(|entries| !entries.is_empty())?;
+        Some((pid, entries))
+    });
+    let Some((pid, entries)) = read else {
+        return;
+    };
+    // Maps are those of the sampled image only if it is still the same one after the reading.
+    if key.image != 0 && maps::read_image(proc_root, pid) != Some(key.image) {
+        return;
+    }
+    let old = std::mem::take(&mut image.regions);
+    image.regions = entries
+        .into_iter()
+        .map(|entry| {
+            let known = old.iter().find(|region| region.entry == entry);
+            known.cloned().unwrap_or_else(|| Region::new(entry))
+        })
+        .collect();
+}
+
+impl Region {
+    fn new(entry: MapsEntry) -> Self {
+        let backing = if entry.path == "[vdso]" {
+            Backing::Vdso
+        } else if entry.inode == 0 || !entry.path.starts_with('/') || is_unnamed(&entry.path) {
+            Backing::Anonymous
+        } else {
+            Backing::Unopened
+        };
+        Self {
+            entry,
+            backing,
+            unreadable: false,
+        }
+    }
+}
+
+/// Paths by which the kernel names memory that no file system has: where JIT compilers write.
+fn is_unnamed(path: &str) -> bool {
+    ["/memfd:", "/dev/zero", "/SYSV", "/anon_hugepage"]
+        .iter()
+        .any(|name| path.starts_with(name))
+}
+
+/// Opens the file of a region, or finds the one that is open already.
+fn open(
+    region: &mut Region,
+    proc_root: &Path,
+    pid: u32,
+    files: &mut HashMap<FileIdentity, Arc<Executable>>,
+) {
+    let MapsEntry {
+        start,
+        end,
+        inode,
+        path,
+        ..
+    } = &region.entry;
+    // `map_files` leads to the very file, even where it was deleted or lies in another mount
+    // namespace, but asks for CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN).
+    let by_range = proc_root.join(format!("{pid}/map_files/{start:x}-{end:x}"));
+    let by_path = proc_root.join(format!("{pid}/root{path}"));
+    let opened = Executable::open(&by_range, path)
+        .or_else(|_| Executable::open(&by_path, path))
+        .ok()
+        // Another file may have taken the path.
+        .filter(|executable| executable.inode() == *inode);
+    let Some(executable) = opened else {
+        region.unreadable = true;
+        return;
+    };
+    let identity = executable.identity();
+    if let Some(known) = files.get(&identity) {
+        region.backing = Backing::File(Arc::clone(known));
+    } else if files.len() < MAX_OPEN_FILES {
+        let executable = Arc::new(executable);
+        files.insert(identity, Arc::clone(&executable));
+        region.backing = Backing::File(executable);
+    } else {
+        region.unreadable = true;
+    }
+}
+
+/// The perf map of a process: `/tmp/perf-PID.map` in its own file system, by its own pid.
+fn find_perf_map(proc_root: &Path, pid: u32) -> Option<PerfMapFile> {
+    let own_pid = maps::read_own_pid(proc_root, pid)?;
+    let path = proc_root.join(format!("{pid}/root/tmp/perf-{own_pid}.map"));
+    // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
+    // to belong to the process's user (or root), as perf asks as well.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .ok()?;
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let owner = std::fs::metadata(proc_root.join(pid.to_string()))
+        .ok()?
+        .uid();
+    let trusted = metadata.uid() == owner || metadata.uid() == 0;
+    trusted.then(|| PerfMapFile {
+        file,
+        len_when_found: metadata.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_key() -> ImageKey {
+        let pid = std::process::id();
+        ImageKey {
+            pid,
+            image: maps::read_image(Path::new("/proc"), pid).unwrap(),
+        }
+    }
+
+    #[test]
+    fn this_process_is_opened_where_it_was_sampled() {
+        let here = own_key as fn() -> ImageKey as usize as u64;
+        let mut images = Images::new("/proc");
+        images.observe(own_key(), own_key().pid, &[here]);
+        let image = images.get(own_key()).unwrap();
+        let Backing::File(executable) = &image.region(here).unwrap().backing else {
+            panic!("{:?}", image.region(here));
+        };
+        assert_eq!(
+            **executable.path(),
+            *std::env::current_exe().unwrap().to_str().unwrap()
+        );
+        assert!(image.region(0).is_none());
+    }
+
+    #[test]
+    fn the_maps_of_another_image_are_not_taken() {
+        let here = own_key as fn() -> ImageKey as usize as u64;
+        let mut images = Images::new("/proc");
+        let earlier = ImageKey {
+            image: own_key().image + 1,
+            ..own_key()
+        };
+        images.observe(earlier, earlier.pid, &[here]);
+        assert!(images.get(earlier).unwrap().region(here).is_none());
+    }
+}

@@ -1,0 +1,89 @@
+//! From addresses to functions: kernel, ELF, DWARF with inlined callees, vDSO, perf maps.
+//!
+//! While samples come in, [`Images`] holds on to what each process has mapped. When they are all
+//! there, [`Symbolizer::resolve`] gives every address its place and its functions.
+
+pub mod executable;
+pub mod image;
+pub mod maps;
+pub mod names;
+pub mod perf_map;
+pub mod resolve;
+
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+pub use image::{Image, ImageKey, Images};
+pub use resolve::{Request, Resolved};
+
+use names::Names;
+
+/// How long symbols are kept after they were last used.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The symbolizer gave up on a request: a bug of ours or of a library, met in some file.
+#[derive(Debug, thiserror::Error)]
+#[error("symbols could not be read: the symbolizer failed, see its message on standard error")]
+pub struct SymbolizerFailed;
+
+/// Resolves addresses in a thread of its own, which keeps symbols for a minute.
+#[derive(Debug, Default)]
+pub struct Symbolizer {
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+}
+
+struct Job {
+    request: Request,
+    answer: mpsc::Sender<Resolved>,
+}
+
+impl Symbolizer {
+    /// Resolves all of `request`. Blocks, for seconds where executables carry much debug
+    /// information.
+    ///
+    /// # Errors
+    /// When the thread can't be started, or a file makes it panic.
+    pub fn resolve(&self, request: Request) -> Result<Resolved, SymbolizerFailed> {
+        let (answer, resolved) = mpsc::channel();
+        self.submit(Job { request, answer })?;
+        resolved.recv().map_err(|_| SymbolizerFailed)
+    }
+
+    fn submit(&self, job: Job) -> Result<(), SymbolizerFailed> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsent = match jobs.as_ref() {
+            Some(sender) => sender.send(job).err().map(|mpsc::SendError(job)| job),
+            None => Some(job),
+        };
+        // There is no thread yet, or a file made the last one panic.
+        if let Some(job) = unsent {
+            let (sender, receiver) = mpsc::channel();
+            thread::Builder::new()
+                .name("symbolizer".into())
+                .spawn(move || work(&receiver))
+                .map_err(|_| SymbolizerFailed)?;
+            sender.send(job).map_err(|_| SymbolizerFailed)?;
+            *jobs = Some(sender);
+        }
+        Ok(())
+    }
+}
+
+/// Answers jobs for as long as there is somebody who could ask.
+fn work(jobs: &mpsc::Receiver<Job>) {
+    let mut names = None;
+    loop {
+        match jobs.recv_timeout(IDLE) {
+            Ok(Job { request, answer }) => {
+                let names = names.get_or_insert_with(Names::default);
+                // Whoever asked may have gone away.
+                let _ = answer.send(resolve::resolve(names, request));
+                names.trim();
+            }
+            // Symbols take tens of megabytes.
+            Err(mpsc::RecvTimeoutError::Timeout) => names = None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! From counted stacks to a profile's frames: each address becomes a place in a file, equal
+//! places become one frame, and each frame gets its functions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use profile::{Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackTrace, Unwind};
+
+use super::executable::FileIdentity;
+use super::image::{Backing, Image, ImageKey};
+use super::names::{Functions, Names, kernel_build_id};
+use super::perf_map;
+
+/// What is to be resolved.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Stacks with their counts.
+    pub counted: Vec<Counted>,
+    /// What the sampled processes had mapped.
+    pub images: HashMap<ImageKey, Image>,
+    /// Service of each process image.
+    pub services: HashMap<ImageKey, Arc<str>>,
+}
+
+/// Parts of a [`profile::Profile`].
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// See [`profile::Profile::mappings`].
+    pub mappings: Vec<Mapping>,
+    /// See [`profile::Profile::frames`].
+    pub frames: Vec<Frame>,
+    /// See [`profile::Profile::samples`].
+    pub samples: Vec<Sample>,
+}
+
+/// Resolves all of `request`.
+#[must_use]
+pub fn resolve(names: &mut Names, request: Request) -> Resolved {
+    let Request {
+        counted,
+        images,
+        services,
+    } = request;
+    let mut table = FrameTable::default();
+    let placed: Vec<_> = counted
+        .into_iter()
+        .map(|counted| {
+            let key = ImageKey {
+                pid: counted.thread.pid,
+                image: counted.thread.image,
+            };
+            let stack = table.add_stack(names, key, images.get(&key), &counted.stack);
+            (counted, stack)
+        })
+        .collect();
+    table.name_frames(names, &images);
+    let unknown: Arc<str> = "unknown".into();
+    let samples = placed
+        .into_iter()
+        .map(
+            |(
+                Counted {
+                    thread,
+                    stack,
+                    count,
+                },
+                placed,
+            )| Sample {
+                unwind: table.unwind(&stack, &placed),
+                frames: placed.frames,
+                count,
+                pid: thread.pid,
+                tid: thread.tid,
+                service: services
+                    .get(&ImageKey::of(&thread))
+                    .unwrap_or(&unknown)
+                    .clone(),
+                thread: thread.name,
+            },
+        )
+        .collect();
+    Resolved {
+        mappings: table.mappings,
+        frames: table.frames,
+        samples,
+    }
+}
+
+/// What makes two addresses the same frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// An address of the kernel.
+    Kernel(u64),
+    /// An address of a file, in its own terms.
+    File(FileIdentity, u64),
+    /// An offset into the vDSO.
+    Vdso(u64),
+    /// An absolute address of one process image: code without a file.
+    Own(ImageKey, u64),
+}
+
+/// A stack whose addresses have become frames.
+struct PlacedStack {
+    frames: Vec<FrameIndex>,
+    /// An address was no code of the process: what frame pointers led to from there on is no
+    /// stack, and was left out.
+    strayed: bool,
+}
+
+/// The frames and mappings that were met so far.
+#[derive(Default)]
+struct FrameTable {
+    frames: Vec<Frame>,
+    by_place: HashMap<Place, FrameIndex>,
+    mappings: Vec<Mapping>,
+    by_mapping: HashMap<Mapping, MappingIndex>,
+}
+
+impl FrameTable {
+    /// Turns the addresses of a stack into frames.
+    fn add_stack(
+        &mut self,
+        names: &mut Names,
+        key: ImageKey,
+        image: Option<&Image>,
+        stack: &StackTrace,
+    ) -> PlacedStack {
+        let mut frames = Vec::with_capacity(stack.kernel.len() + stack.user.len());
+        for address in lookup_addresses(&stack.kernel) {
+            let mapping = self.mapping(kernel_mapping);
+            frames.push(self.frame(Place::Kernel(address), address, Some(mapping)));
+        }
+        for address in lookup_addresses(&stack.user) {
+            let Some(frame) = self.user_frame(names, key, image, address) else {
+                return PlacedStack {
+                    frames,
+                    strayed: true,
+                };
+            };
+            frames.push(frame);
+        }
+        PlacedStack {
+            frames,
+            strayed: false,
+        }
+    }
+
+    /// The frame of a user address; `None` where the process has no code there.
+    fn user_frame(
+        &mut self,
+        names: &mut Names,
+        key: ImageKey,
+        image: Option<&Image>,
+        address: u64,
+    ) -> Option<FrameIndex> {
+        let own = Place::Own(key, address);
+        let Some(image) = image.filter(|image| image.is_known()) else {
+            return Some(self.frame(own, address, None));
+        };
+        let region = image.region(address)?;
+        let inside = address - region.entry.start;
+        let frame = match &region.backing {
+            Backing::File(executable) => {
+                let layout = names.layout(executable);
+                let file_offset = inside.saturating_add(region.entry.file_offset);
+                match layout.and_then(|layout| layout.place(file_offset)) {
+                    Some((address, mapping)) => {
+                        let mapping = self.mapping(|| mapping);
+                        let place = Place::File(executable.identity(), address);
+                        self.frame(place, address, Some(mapping))
+                    }
+                    None => self.frame(own, address, None),
+                }
+            }
+            Backing::Vdso => {
+                let len = region.entry.end - region.entry.start;
+                let mapping = self.mapping(|| vdso_mapping(len));
+                self.frame(Place::Vdso(inside), inside, Some(mapping))
+            }
+            Backing::Anonymous | Backing::Unopened => self.frame(own, address, None),
+        };
+        Some(frame)
+    }
+
+    fn frame(&mut self, place: Place, address: u64, mapping: Option<MappingIndex>) -> FrameIndex {
+        *self.by_place.entry(place).or_insert_with(|| {
+            self.frames.push(Frame {
+                address,
+                mapping,
+                functions: Vec::new(),
+            });
+            self.frames.len() - 1
+        })
+    }
+
+    fn mapping(&mut self, mapping: impl FnOnce() -> Mapping) -> MappingIndex {
+        let mapping = mapping();
+        if let Some(index) = self.by_mapping.get(&mapping) {
+            return *index;
+        }
+        self.mappings.push(mapping.clone());
+        self.by_mapping.insert(mapping, self.mappings.len() - 1);
+        self.mappings.len() - 1
+    }
+
+    /// Gives every frame its functions, one look at each source.
+    fn name_frames(&mut self, names: &Names, images: &HashMap<ImageKey, Image>) {
+        let mut kernel = Group::default();
+        let mut vdso = Group::default();
+        let mut files: HashMap<FileIdentity, Group> = HashMap::new();
+        let mut own: HashMap<ImageKey, Group> = HashMap::new();
+        for (place, frame) in &self.by_place {
+            match *place {
+                Place::Kernel(address) => kernel.push((address, *frame)),
+                Place::Vdso(offset) => vdso.push((offset, *frame)),
+                Place::File(file, address) => {
+                    files.entry(file).or_default().push((address, *frame));
+                }
+                Place::Own(key, address) => own.entry(key).or_default().push((address, *frame)),
+            }
+        }
+        self.set(kernel, |addresses| names.in_kernel(addresses));
+        self.set(vdso, |offsets| names.in_vdso(offsets));
+        for (identity, group) in files {
+            self.set(group, |addresses| names.in_file(identity, addresses));
+        }
+        for (key, group) in own {
+            if let Some(list) = images.get(&key).and_then(Image::perf_map) {
+                self.set(group, |addresses| perf_map::functions(list, addresses));
+            }
+        }
+    }
+
+    fn set(&mut self, mut group: Group, names: impl FnOnce(&[u64]) -> Vec<Functions>) {
+        if group.is_empty() {
+            return;
+        }
+        group.sort_unstable();
+        let addresses: Vec<_> = group.iter().map(|(address, _)| *address).collect();
+        for ((_, frame), functions) in group.iter().zip(names(&addresses)) {
+            self.frames[*frame].functions = functions;
+        }
+    }
+
+    /// How far the stack was followed.
+    fn unwind(&self, stack: &StackTrace, placed: &PlacedStack) -> Unwind {
+        if stack.user.is_empty() {
+            return Unwind::NoUserStack;
+        }
+        if stack.truncated {
+            return Unwind::Truncated;
+        }
+        // Two frames may lie beyond the entry that has a name: a C library without symbols calls
+        // `main` from a function without one.
+        let user = placed.frames.get(stack.kernel.len()..).unwrap_or_default();
+        let outermost = user.iter().rev().take(3);
+        let reached_entry = outermost
+            .flat_map(|frame| &self.frames[*frame].functions)
+            .any(|function| is_thread_entry(&function.name));
+        if reached_entry && !placed.strayed {
+            Unwind::Complete
+        } else {
+            Unwind::Unverified
+        }
+    }
+}
+
+/// Addresses of one source with the frames that they belong to.
+type Group = Vec<(u64, FrameIndex)>;
+
+/// What is to be looked up for each address of a stack: the interrupted instruction itself for
+/// the leaf, and the last byte of the call for each caller. The return address may already belong
+/// to the next line, or, after a call that never returns, to the next function.
+fn lookup_addresses(addresses: &[u64]) -> impl Iterator<Item = u64> + '_ {
+    let calls = addresses
+        .iter()
+        .skip(1)
+        .map(|address| address.saturating_sub(1));
+    addresses.first().copied().into_iter().chain(calls)
+}
+
+/// Functions that nothing calls, or nothing of interest: glibc, musl, Go, Rust.
+fn is_thread_entry(name: &str) -> bool {
+    const ENTRIES: [&str; 19] = [
+        "_start",
+        "_start_c",
+        "_dl_start",
+        "__libc_start_main",
+        "__libc_start_main_impl",
+        "__libc_start_main@@GLIBC_2.34",
+        "__libc_start_call_main",
+        "libc_start_main_stage2",
+        "main",
+        "start_thread",
+        "clone",
+        "__clone",
+        "clone3",
+        "__clone3",
+        "runtime.goexit",
+        "runtime.goexit.abi0",
+        "runtime.mstart",
+        "runtime.mstart.abi0",
+        "runtime.rt0_go.abi0",
+    ];
+    ENTRIES.contains(&name) || name.ends_with("::thread_start")
+}
+
+/// The upper half of the address space is the kernel's.
+fn kernel_mapping() -> Mapping {
+    Mapping {
+        start: 1 << 63,
+        end: u64::MAX,
+        file_offset: 0,
+        path: "[kernel.kallsyms]".into(),
+        build_id: kernel_build_id(),
+    }
+}
+
+fn vdso_mapping(len: u64) -> Mapping {
+    Mapping {
+        start: 0,
+        end: len,
+        file_offset: 0,
+        path: "[vdso]".into(),
+        build_id: None,
+    }
+}
