@@ -1,7 +1,7 @@
 //! The agent under test.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How to start the agent: `telltale run` with a free port, unless told otherwise.
 #[derive(Debug)]
 pub struct AgentCommand {
+    binary: Option<PathBuf>,
     subcommand: &'static str,
     prefix: Vec<String>,
     listen: SocketAddr,
@@ -73,6 +74,13 @@ impl AgentCommand {
         self
     }
 
+    /// Another file than [`prerequisite::agent`].
+    #[must_use]
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
+        self
+    }
+
     /// Another subcommand than `run`; it gets no `--listen`.
     #[must_use]
     pub fn subcommand(mut self, subcommand: &'static str) -> Self {
@@ -119,7 +127,7 @@ impl AgentCommand {
     /// # Errors
     /// When there is no agent to start.
     pub fn spawn(self) -> Result<Child> {
-        let binary = prerequisite::agent()?;
+        let binary = self.binary.map_or_else(prerequisite::agent, Ok)?;
         let folder = tempfile::tempdir()?;
         let mut command = match self.prefix.split_first() {
             Some((program, arguments)) => {
@@ -157,6 +165,7 @@ impl Agent {
     /// When no port is free.
     pub fn command() -> Result<AgentCommand> {
         Ok(AgentCommand {
+            binary: None,
             subcommand: "run",
             prefix: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)),
@@ -222,8 +231,16 @@ impl Agent {
     ///
     /// # Errors
     /// When it has not ended after 20 seconds.
-    pub fn stop(mut self) -> Result<Finished> {
-        self.child.signal(Signal::TERM)?;
+    pub fn stop(self) -> Result<Finished> {
+        self.stop_with(Signal::TERM)
+    }
+
+    /// Ends it with another signal and waits.
+    ///
+    /// # Errors
+    /// When it has not ended after 20 seconds.
+    pub fn stop_with(mut self, signal: Signal) -> Result<Finished> {
+        self.child.signal(signal)?;
         let status = self.child.wait(STOP_TIMEOUT)?;
         Ok(Finished {
             status,

@@ -24,20 +24,20 @@
 
 use std::time::{Duration, Instant};
 
+pub mod accounts;
 pub mod agent;
 pub mod child;
 pub mod client;
 pub mod load;
 pub mod metrics;
 pub mod otlp;
-pub mod plan;
 pub mod prerequisite;
 pub mod server;
 
 pub use agent::{Agent, AgentCommand, Finished};
 pub use child::{Child, free_port};
 pub use client::{Client, Request, Response};
-pub use load::{Load, Tally};
+pub use load::{Key, Load, Tally, Totals};
 pub use metrics::{Metrics, Sample};
 pub use server::{NginxOptions, Server};
 

@@ -6,39 +6,67 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use crate::client::{Client, Request};
+use crate::client::{Client, Request, Response};
 
-/// Requests by (method, route, status), with the sum of the client's own durations.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tally {
-    /// The exact counts.
-    pub counts: BTreeMap<[String; 3], u64>,
+/// Method, route template and status; a status that never came is empty, as in the metrics.
+pub type Key = [String; 3];
+
+/// What is known of the requests of one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Requests.
+    pub count: u64,
     /// Sum of the durations that the client measured.
-    pub durations: BTreeMap<[String; 3], Duration>,
+    pub duration: Duration,
+    /// Sum of the request bodies' sizes.
+    pub request_bytes: u64,
+    /// Sum of the response bodies' sizes, without chunk framing.
+    pub response_bytes: u64,
 }
+
+/// Exactly what was sent, and how long it took by the client's own clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tally(pub BTreeMap<Key, Totals>);
 
 impl Tally {
     /// Adds one exchange.
-    pub fn add(&mut self, method: &str, route: &str, status: u16, duration: Duration) {
-        let key = [method.to_owned(), route.to_owned(), status.to_string()];
-        *self.counts.entry(key.clone()).or_default() += 1;
-        *self.durations.entry(key).or_default() += duration;
+    pub fn add(&mut self, request: &Request, route: &str, response: &Response) {
+        let key = [
+            request.method.to_owned(),
+            route.to_owned(),
+            response.status.to_string(),
+        ];
+        let totals = self.0.entry(key).or_default();
+        totals.count += 1;
+        totals.duration += response.duration;
+        totals.request_bytes += request.body.len() as u64;
+        totals.response_bytes += response.body.len() as u64;
     }
 
     /// Adds another tally.
     pub fn merge(&mut self, other: Self) {
-        for (key, count) in other.counts {
-            *self.counts.entry(key).or_default() += count;
+        for (key, more) in other.0 {
+            let totals = self.0.entry(key).or_default();
+            totals.count += more.count;
+            totals.duration += more.duration;
+            totals.request_bytes += more.request_bytes;
+            totals.response_bytes += more.response_bytes;
         }
-        for (key, duration) in other.durations {
-            *self.durations.entry(key).or_default() += duration;
-        }
+    }
+
+    /// The counts alone.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<Key, u64> {
+        self.0
+            .iter()
+            .map(|(key, totals)| (key.clone(), totals.count))
+            .collect()
     }
 
     /// All requests.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.values().sum()
+        self.0.values().map(|totals| totals.count).sum()
     }
 }
 
@@ -87,7 +115,7 @@ impl Load {
         for _ in 0..self.rounds {
             for (request, route) in &self.plan {
                 let response = client.send(request)?;
-                tally.add(request.method, route, response.status, response.duration);
+                tally.add(request, route, &response);
             }
         }
         Ok(tally)

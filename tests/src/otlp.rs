@@ -125,6 +125,12 @@ service:
         format!("http://127.0.0.1:{}", self.http_port)
     }
 
+    /// Where it takes OTLP over HTTP.
+    #[must_use]
+    pub fn http_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.http_port))
+    }
+
     /// Everything that arrived, as the JSON that it arrived in.
     #[must_use]
     pub fn raw(&self) -> Vec<String> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::child::{Child, free_port};
+use crate::load::Key;
 use crate::prerequisite;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -202,12 +203,12 @@ impl Server {
             .collect()
     }
 
-    /// [`Self::handler_lines`] as (method, path with what looks like an identifier replaced by
-    /// `{id}`, status) → (count, seconds).
+    /// [`Self::handler_lines`] as count and seconds by key; what looks like an identifier in the
+    /// path is `{id}`.
     ///
     /// # Errors
     /// As [`Self::handler_lines`].
-    pub fn handler_tally(&self) -> Result<BTreeMap<[String; 3], (u64, f64)>> {
+    pub fn handler_tally(&self) -> Result<BTreeMap<Key, (u64, f64)>> {
         let mut tally: BTreeMap<_, (u64, f64)> = BTreeMap::new();
         for line in self.handler_lines()? {
             let key = [line.method, route_of(&line.path), line.status.to_string()];

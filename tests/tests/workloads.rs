@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::plan::{application_plan, assert_handlers_agree};
+use e2e::accounts::{application_plan, check_handlers};
 
+use e2e::otlp::Collector;
 use e2e::{Client, Load, NginxOptions, Request, Server, Tally};
 
 fn check(server: &Server) -> Result<()> {
     let tally = load(server)?;
-    assert_handlers_agree(&server.handler_tally()?, &tally)
+    check_handlers(server, &tally)
 }
 
 fn load(server: &Server) -> Result<Tally> {
@@ -63,7 +64,7 @@ fn axum_logs_what_was_sent() -> Result<()> {
 fn nginx_passes_on_to_a_unix_socket() -> Result<()> {
     let (nginx, gunicorn) = Server::gunicorn_behind_nginx()?;
     let tally = load(&nginx)?;
-    assert_handlers_agree(&gunicorn.handler_tally()?, &tally)?;
+    check_handlers(&gunicorn, &tally)?;
     // nginx writes its log after the last byte.
     e2e::eventually(Duration::from_secs(2), || {
         let lines = nginx.handler_lines()?.len() as u64;
@@ -91,5 +92,31 @@ fn nginx_serves_files_and_returns() -> Result<()> {
             "{method} {path}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn the_collector_passes_spans_on() -> Result<()> {
+    let collector = Collector::start()?;
+    let body = r#"{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name",
+        "value":{"stringValue":"by hand"}}]},"scopeSpans":[{"spans":[{
+        "traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"GET /x",
+        "kind":2,"startTimeUnixNano":"1544712660000000000","endTimeUnixNano":"1544712661000000000",
+        "attributes":[{"key":"http.response.status_code","value":{"intValue":"200"}}]}]}]}]}"#;
+    let request = Request::new("POST", "/v1/traces")
+        .header("Content-Type: application/json")
+        .body(body);
+    let answer = Client::once(collector.http_address(), &request)?;
+    ensure!(answer.status == 200, "{}", answer.text());
+    let spans = e2e::eventually(Duration::from_secs(5), || {
+        let spans = collector.spans()?;
+        ensure!(!spans.is_empty());
+        Ok(spans)
+    })?;
+    assert_eq!(spans.len(), 1);
+    assert_eq!(spans[0].name, "GET /x");
+    assert_eq!(spans[0].service(), "by hand");
+    assert_eq!(spans[0].attribute("http.response.status_code"), "200");
+    assert_eq!(spans[0].end_unix_ns - spans[0].start_unix_ns, 1_000_000_000);
     Ok(())
 }
