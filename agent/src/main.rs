@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use telltale::cli::{self, Command, Invocation};
 use telltale::config::{Config, ConfigError};
-use telltale::{agent, check, commands, logging};
+use telltale::{agent, check, logging};
 
 /// A flag, key or value that cannot be used.
 const EXIT_USAGE: u8 = 2;
@@ -31,7 +31,7 @@ fn run() -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => {
             let config = Config::from_cli(&args)?;
-            logging::init(&config.log);
+            logging::start(&config.log)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .thread_name("telltale")
@@ -40,11 +40,19 @@ fn run() -> anyhow::Result<ExitCode> {
             runtime.block_on(agent::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Profile(args) => commands::profile::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Profile(_) => anyhow::bail!("not yet"),
         Command::Check(args) => {
-            let report = check::check(Config::from_check(&args)?.tap.into());
+            let config = args
+                .config
+                .as_deref()
+                .map_or(Ok(Config::default()), Config::from_file)?;
+            let report = check::check(config.tap.into());
             print!("{}", report.to_text());
-            Ok(if report.is_able() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if report.is_able() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
     }
 }

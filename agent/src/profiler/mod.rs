@@ -16,7 +16,7 @@ use prometheus::{IntCounterVec, Opts};
 use tokio::sync::oneshot;
 
 use crate::probes::sampler::{Sampler, SamplerError};
-use crate::process::Process;
+use crate::process::{Process, ProcessTable};
 use crate::symbolize::Symbolizer;
 use session::Collected;
 
@@ -126,6 +126,19 @@ pub trait Processes: Send + Sync {
 
     /// Every process that is known.
     fn list(&self) -> Vec<Arc<Process>>;
+}
+
+impl Processes for ProcessTable {
+    fn lookup(&self, pid: u32) -> Arc<Process> {
+        Self::lookup(self, pid)
+    }
+
+    fn list(&self) -> Vec<Arc<Process>> {
+        Self::list(self)
+            .into_iter()
+            .map(|target| target.process)
+            .collect()
+    }
 }
 
 /// Handle on the profiler. Cheap to clone.
