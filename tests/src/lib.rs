@@ -12,8 +12,10 @@
 //! | `TELLTALE_VENV` | a Python virtual environment with `tests/workloads/requirements.txt` |
 //! | `TELLTALE_NODE_MODULES` | the `node_modules` made from `tests/workloads/package-lock.json` |
 //! | `TELLTALE_COLLECTOR` | the OpenTelemetry Collector built from `tests/workloads/collector` |
+//! | `TELLTALE_OPENSEARCH_CP` | a file with the class path of `tests/workloads/opensearch` |
+//! | `TELLTALE_ELASTICSEARCH_CP` | a file with the class path of `tests/workloads/elasticsearch` |
 //!
-//! From `PATH`: `nginx`, `node`, `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
+//! From `PATH`: `nginx`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
 //! A missing prerequisite fails the test and says so; nothing is skipped.
 //!
 //! Every server gets a service name of its own (`OTEL_SERVICE_NAME`, or for nginx, which

@@ -55,6 +55,15 @@ pub fn collector() -> Result<PathBuf> {
     from_variable("TELLTALE_COLLECTOR", Path::new(""))
 }
 
+/// The Java class path in the file that `variable` names.
+///
+/// # Errors
+/// When it is not there.
+pub fn class_path(variable: &str) -> Result<String> {
+    let path = from_variable(variable, Path::new(""))?;
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
 /// A program on `PATH`.
 ///
 /// # Errors
