@@ -63,6 +63,12 @@ impl Side<'_> {
     }
 }
 
+/// Method, route template and status.
+#[must_use]
+pub fn key(method: &str, route: &str, status: &str) -> Key {
+    [method.to_owned(), route.to_owned(), status.to_owned()]
+}
+
 /// One of each: methods, statuses, framings. With the route that each belongs to.
 #[must_use]
 pub fn application_plan() -> Vec<(Request, &'static str)> {
@@ -140,6 +146,18 @@ pub fn check_exported(agent: &Agent, side: Side<'_>, sent: &BTreeMap<Key, u64>) 
     // What is counted twice comes late.
     std::thread::sleep(Duration::from_millis(500));
     check()
+}
+
+/// Compares all accounts, of both sides: counts, durations, body sizes.
+///
+/// # Errors
+/// The first difference.
+pub fn check_all(agent: &Agent, server: &Server, tally: &Tally) -> Result<()> {
+    check_handlers(server, tally)?;
+    check_exported(agent, Side::Server(server), &tally.counts())?;
+    let metrics = check_exported(agent, Side::Client(server), &tally.counts())?;
+    check_durations(&metrics, server, tally)?;
+    check_body_sizes(&metrics, server, tally)
 }
 
 /// Compares durations, of both sides, with the handlers' and the client's.

@@ -82,7 +82,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Least severity that is logged.
+/// Least severity that is logged; ordered from silent to talkative.
 #[derive(
     Clone,
     Copy,

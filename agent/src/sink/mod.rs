@@ -1,10 +1,16 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
 #[cfg(test)]
+pub mod flamegraph;
 pub(crate) mod fixtures;
 pub mod otlp;
+pub mod pprof;
+#[cfg(test)]
+mod profile_fixture;
+pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod speedscope;
 pub mod summary;
 
 use crate::observation::Observation;
