@@ -32,7 +32,7 @@ use crate::probes::ring::{Ring, RingError};
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
-use crate::profiler::{self, Profiler};
+use crate::profiler::Profiler;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
@@ -146,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profile_routes = profile_routes(&mut loaded, &processes, &registry, &health)?;
+    let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
 
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
@@ -275,19 +275,16 @@ fn start_workers(
 fn profile_routes(
     loaded: &mut Loaded,
     processes: &Arc<ProcessTable>,
-    registry: &Registry,
+    metrics: &SelfMetrics,
     health: &Health,
 ) -> Result<Router, AgentError> {
-    let samples = profiler::samples_metric();
-    registry.register(Box::new(samples.clone()))?;
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
-            let processes: Arc<dyn profiler::Processes> = processes.clone();
-            let profiler = Profiler::new(sampler, processes, samples)
+            let samples = metrics.profile_samples.clone();
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            drop(profiler);
-            Ok(Router::new())
+            Ok(http::profile::router(Some(profiler)))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -296,7 +293,7 @@ fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(Router::new())
+            Ok(http::profile::router(None))
         }
     }
 }

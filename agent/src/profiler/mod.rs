@@ -147,23 +147,6 @@ pub enum ProfileError {
     Stopped,
 }
 
-
-            .collect()
-            .into_iter()
-            .map(|target| target.process)
-        Self::list(self)
-        Self::lookup(self, pid)
-    /// Every process that is known.
-    /// The process `pid`, as far as it is known.
-    fn list(&self) -> Vec<Arc<Process>> {
-    fn list(&self) -> Vec<Arc<Process>>;
-    fn lookup(&self, pid: u32) -> Arc<Process> {
-    fn lookup(&self, pid: u32) -> Arc<Process>;
-    }
-/// Who is a pid, and who is there?
-impl Processes for ProcessTable {
-pub trait Processes: Send + Sync {
-}
 /// Handle on the profiler. Cheap to clone.
 #[derive(Clone)]
 pub struct Profiler {

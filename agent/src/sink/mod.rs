@@ -1,8 +1,8 @@
 //! Sinks turn observations into what people read. A sink knows observations, never probes.
 
 #[cfg(test)]
-pub mod flamegraph;
 pub(crate) mod fixtures;
+pub mod flamegraph;
 pub mod otlp;
 pub mod pprof;
 #[cfg(test)]
