@@ -95,7 +95,7 @@ const PYTHON: &[&str] = &[
     "deploy",
 ];
 const NODE: &[&str] = &["workloads", "http", "lifecycle"];
-const COLLECTOR: &[&str] = &["workloads", "monitoring"];
+const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
 
 /// Something made once from a pinned list, handed to the tests by a variable.
