@@ -69,7 +69,18 @@ pub(crate) const PROGRAMS: &[Program] = &[
     Program {
         name: "go",
         package: "golang-go",
-        suites: COLLECTOR,
+        suites: GO,
+    },
+    // Workloads in C, and what reads profiles back.
+    Program {
+        name: "gcc",
+        package: "gcc",
+        suites: PROFILE,
+    },
+    Program {
+        name: "readelf",
+        package: "binutils",
+        suites: PROFILE,
     },
     // A JDK: the nodes' main classes are compiled when they start.
     Program {
@@ -95,6 +106,8 @@ const PYTHON: &[&str] = &[
     "deploy",
 ];
 const NODE: &[&str] = &["workloads", "http", "lifecycle"];
+const GO: &[&str] = &["workloads", "monitoring", "profile"];
+const PROFILE: &[&str] = &["profile"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
 
