@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use aya::sys::{Stats, enable_stats};
+use aya_log::EbpfLogger;
 use prometheus::Registry;
 use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle as JoinTask;
 
 use crate::clock::{Clock, monotonic_ns};
 use crate::clusters::Clusters;
@@ -32,7 +34,7 @@ use crate::probes::ring::{Ring, RingError};
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
-use crate::profiler::{self, Profiler};
+use crate::profiler::Profiler;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
@@ -44,6 +46,9 @@ use crate::worker::{Shared, Worker};
 
 /// How long the end may take: queued spans are sent for that long.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// How often the kernel side's log is read.
+const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often /proc is compared with the process table and dead Unix sockets leave the kernel's map.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -146,7 +151,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profile_routes = profile_routes(&mut loaded, &processes, &registry, &health)?;
+    let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
+
+    let kernel_log = follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
@@ -184,6 +191,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
+    kernel_log.abort();
     drop(programs);
     drop(statistics);
     shared.stop.store(true, Ordering::Release);
@@ -250,6 +258,23 @@ fn watch_kernel_losses(loaded: &mut Loaded, metrics: &SelfMetrics) -> Result<(),
     Ok(())
 }
 
+/// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
+/// connection for.
+fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
+    let logger = EbpfLogger::init(&mut loaded.ebpf);
+    tokio::spawn(async move {
+        let mut logger = match logger {
+            Ok(logger) => logger,
+            Err(error) => return tracing::warn!(%error, "the kernel side's log cannot be read"),
+        };
+        let mut timer = tokio::time::interval(KERNEL_LOG_INTERVAL);
+        loop {
+            timer.tick().await;
+            logger.flush();
+        }
+    })
+}
+
 /// One thread a ring.
 fn start_workers(
     loaded: &mut Loaded,
@@ -275,19 +300,16 @@ fn start_workers(
 fn profile_routes(
     loaded: &mut Loaded,
     processes: &Arc<ProcessTable>,
-    registry: &Registry,
+    metrics: &SelfMetrics,
     health: &Health,
 ) -> Result<Router, AgentError> {
-    let samples = profiler::samples_metric();
-    registry.register(Box::new(samples.clone()))?;
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
-            let processes: Arc<dyn profiler::Processes> = processes.clone();
-            let profiler = Profiler::new(sampler, processes, samples)
+            let samples = metrics.profile_samples.clone();
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            drop(profiler);
-            Ok(Router::new())
+            Ok(http::profile::router(Some(profiler)))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -296,7 +318,7 @@ fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(Router::new())
+            Ok(http::profile::router(None))
         }
     }
 }

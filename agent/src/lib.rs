@@ -6,6 +6,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod clusters;
+pub mod commands;
 pub mod config;
 pub mod connections;
 pub mod decode;

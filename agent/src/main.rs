@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use tokio::runtime::{Builder, Runtime};
+
 use telltale::cli::{self, Command, Invocation};
 use telltale::config::{Config, ConfigError};
-use telltale::{agent, check, logging};
+use telltale::{agent, check, commands, logging};
 
 /// A flag, key or value that cannot be used.
 const EXIT_USAGE: u8 = 2;
@@ -32,15 +34,13 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Run(args) => {
             let config = Config::from_cli(&args)?;
             logging::start(&config.log)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .thread_name("telltale")
-                .enable_all()
-                .build()?;
-            runtime.block_on(agent::run(config))?;
+            runtime()?.block_on(agent::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Profile(_) => anyhow::bail!("not yet"),
+        Command::Profile(args) => {
+            runtime()?.block_on(commands::profile::run(&args))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check(args) => {
             let config = args
                 .config
@@ -55,4 +55,13 @@ fn run() -> anyhow::Result<ExitCode> {
             })
         }
     }
+}
+
+/// Two threads: workers and the profiler have their own.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("telltale")
+        .enable_all()
+        .build()
 }

@@ -24,6 +24,8 @@ pub struct SelfMetrics {
     pub losses: Losses,
     /// Exchanges by outcome and in flight.
     pub exchanges: Exchanges,
+    /// `telltale_profile_samples_total`.
+    pub profile_samples: ProfileSamples,
     registry: Registry,
 }
 
@@ -37,6 +39,7 @@ impl SelfMetrics {
         let metrics = Self {
             losses: Losses::new(registry)?,
             exchanges: Exchanges::new(registry)?,
+            profile_samples: ProfileSamples::new(registry)?,
             registry: registry.clone(),
         };
         register_build_info(registry)?;
@@ -232,6 +235,31 @@ impl Exchanges {
     pub fn forget_active(&self, service: &str, method: &'static str) {
         // An error says that there was none: nothing to drop.
         let _ = self.active.remove_label_values(&[service, method]);
+    }
+}
+
+/// `telltale_profile_samples_total`. Clones share the values.
+#[derive(Clone)]
+pub struct ProfileSamples {
+    counters: IntCounterVec,
+}
+
+impl ProfileSamples {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = IntCounterVec::new(
+            Opts::new(
+                "telltale_profile_samples_total",
+                "Stack samples by how far their unwinding came.",
+            ),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(counters.clone()))?;
+        Ok(Self { counters })
+    }
+
+    /// Counts `n` samples with this outcome: `complete`, `no_user_stack`, or why it was truncated.
+    pub fn add(&self, outcome: &'static str, n: u64) {
+        self.counters.with_label_values(&[outcome]).inc_by(n);
     }
 }
 

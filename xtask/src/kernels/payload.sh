@@ -1,0 +1,49 @@
+# Runs in the guest: does the agent load on this kernel, and does it count exactly?
+requests=50
+
+uname -r
+telltale check || { echo "telltale check failed"; exit 1; }
+
+telltale run --listen 127.0.0.1:9464 >/tmp/agent.log 2>&1 &
+agent=$!
+fail() {
+    echo "$1"
+    cat /tmp/agent.log
+    exit 1
+}
+tries=0
+until wget -q -O /dev/null http://127.0.0.1:9464/readyz; do
+    kill -0 $agent || fail "the agent ended"
+    tries=$((tries + 1))
+    [ $tries -lt 150 ] || fail "the agent is not ready"
+    sleep 0.2
+done
+
+mkdir -p /www
+echo hello >/www/page
+httpd -p 127.0.0.1:8080 -h /www
+done=0
+while [ $done -lt $requests ]; do
+    wget -q -O /dev/null http://127.0.0.1:8080/page || fail "request $done failed"
+    done=$((done + 1))
+done
+
+# What was counted, summed over the labels of one route.
+counted() {
+    wget -q -O - http://127.0.0.1:9464/metrics |
+        awk -v name="$1_count{" -v route="$2=\"/page\"" \
+            'index($0, name) == 1 && index($0, route) { sum += $NF } END { print sum + 0 }'
+}
+tries=0
+while :; do
+    server=$(counted http_server_request_duration_seconds http_route)
+    client=$(counted http_client_request_duration_seconds url_template)
+    [ "$server $client" = "$requests $requests" ] && break
+    tries=$((tries + 1))
+    [ $tries -lt 25 ] || break
+    sleep 0.4
+done
+echo "GUEST-COUNTED of $requests: $server at the server, $client at the client"
+[ "$server $client" = "$requests $requests" ] || fail "the counts are wrong"
+kill -TERM $agent
+wait $agent || fail "the agent did not end cleanly"
