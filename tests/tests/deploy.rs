@@ -174,7 +174,11 @@ fn the_named_capabilities_are_enough_and_needed() -> Result<()> {
     std::fs::copy(prerequisite::agent()?, &binary)?;
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))?;
 
-    let server = Server::axum(env!("CARGO_BIN_EXE_axum_server"))?;
+    // A program that was replaced while it runs, as an upgrade leaves it.
+    let program = folder.path().join("upgraded");
+    std::fs::copy(env!("CARGO_BIN_EXE_axum_server"), &program)?;
+    let server = Server::axum(&program.to_string_lossy())?;
+    std::fs::remove_file(&program)?;
     let agent = confined(&binary, &capabilities)?.start()?;
     for _ in 0..10 {
         let response = Client::once(server.address, &Request::new("GET", "/items/1"))?;
@@ -192,13 +196,24 @@ fn the_named_capabilities_are_enough_and_needed() -> Result<()> {
         ensure!(count == 10.0, "{count} requests of {}", server.service);
         Ok(())
     })?;
+    let targets: Value = serde_json::from_str(&agent.get("/targets")?.text())?;
+    let target = targets["targets"]
+        .as_array()
+        .and_then(|targets| targets.iter().find(|target| target["pid"] == server.pid()))
+        .context("the service is not among the targets")?;
+    ensure!(
+        target["executable"]
+            .as_str()
+            .is_some_and(|path| path.ends_with("/upgraded (deleted)")),
+        "{target}"
+    );
     let folded = profile_under_load(&agent, &server)?;
     ensure!(
         folded.contains("do_syscall_64"),
         "no kernel symbols: {folded}"
     );
     ensure!(
-        folded.contains("axum"),
+        folded.contains("tokio::runtime"),
         "no symbols of the program: {folded}"
     );
     drop(agent);
