@@ -43,7 +43,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     Program {
         name: "setpriv",
         package: "util-linux",
-        suites: SERVERS,
+        suites: PRIVILEGES,
+    },
+    Program {
+        name: "systemd-analyze",
+        package: "systemd",
+        suites: DEPLOY,
     },
     Program {
         name: "bpftool",
@@ -96,6 +101,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
 ];
 
 const SERVERS: &[&str] = &["workloads", "http", "lifecycle", "failures", "monitoring"];
+const PRIVILEGES: &[&str] = &["failures", "deploy"];
+const DEPLOY: &[&str] = &["deploy"];
 const PYTHON: &[&str] = &[
     "workloads",
     "http",
