@@ -7,39 +7,39 @@
 //! ```
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use aya::sys::{Stats, enable_stats};
 use prometheus::Registry;
 use protocol::Limits;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
 use crate::clusters::Clusters;
-use crate::config::{Config, LogLevel, Tap};
+use crate::config::{Config, LogLevel};
 use crate::health::{Health, Status};
-use crate::http::{self, AppState};
+use crate::http::{self, Api, BindError};
 use crate::probes::attach::{self, AttachError, ProbeReport};
-use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, TapVariant, load};
+use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, load};
 use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::mounts;
 use crate::probes::programs::Programs;
 use crate::probes::ring::{Ring, RingError};
+use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
 use crate::profiler::Profiler;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
+use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
 use crate::sink::prometheus::{PrometheusOptions, PrometheusSink};
 use crate::sink::summary::Summary;
-use crate::sink::Sink;
 use crate::worker::{Shared, Worker};
 
 /// How long the end may take: queued spans are sent for that long.
@@ -52,13 +52,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The address of the HTTP API cannot be had.
-    #[error("listen: cannot use `{address}`: {source}; choose another with --listen ADDRESS:PORT")]
-    Listen {
-        /// As configured.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The kernel programs cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -92,9 +87,7 @@ pub enum AgentError {
 pub async fn run(config: Config) -> Result<(), AgentError> {
     let started = Instant::now();
     // Before anything is attached: a taken port is the commonest mistake.
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| AgentError::Listen { address: config.listen, source })?;
+    let listener = http::bind(config.listen)?;
 
     // What everything reports to.
     let registry = Registry::new();
@@ -116,13 +109,21 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let prometheus = PrometheusSink::new(&registry, &prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
     let otlp = match otlp_options(&config) {
-        Some(options) => Some(OtlpSink::start(options, clock.clone(), &metrics.losses, &health)?),
+        Some(options) => Some(OtlpSink::start(
+            options,
+            clock.clone(),
+            &metrics.losses,
+            &health,
+        )?),
         None => None,
     };
     let sinks = || {
         let mut sinks: Vec<Box<dyn Sink>> =
             vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
-        sinks.extend(otlp.iter().map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>));
+        sinks.extend(
+            otlp.iter()
+                .map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>),
+        );
         sinks
     };
 
@@ -145,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profiler = start_profiler(&mut loaded, &processes, &metrics, &health);
+    let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
 
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
@@ -162,8 +163,22 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Serve until told to end.
     let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
-    let state = AppState { registry, summary, health: health.clone(), processes, profiler };
-    http::serve(listener, state, shutdown_signal()?).await;
+    let targets = Arc::new(move || processes.list());
+    let host_name = Arc::from(OtlpOptions::default().host_name);
+    let api = Api {
+        registry,
+        health: health.clone(),
+        summary,
+        targets,
+        host_name,
+    };
+    http::serve(
+        listener,
+        http::router(api, profile_routes),
+        shutdown_signal()?,
+    )
+    .await
+    .map_err(|error| AgentError::System("cannot serve the HTTP API", error))?;
 
     // The end: detach, let the workers finish what is in the rings, flush.
     tracing::info!("stopping");
@@ -185,11 +200,7 @@ fn load_options(config: &Config) -> LoadOptions {
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
-        tap: match config.tap {
-            Tap::Auto => TapVariant::Auto,
-            Tap::Marks => TapVariant::Marks,
-            Tap::Walk => TapVariant::Walk,
-        },
+        tap: config.tap.into(),
         verbose: config.log.level >= LogLevel::Debug,
     }
 }
@@ -260,6 +271,33 @@ fn start_workers(
     Ok(workers)
 }
 
+/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
+fn profile_routes(
+    loaded: &mut Loaded,
+    processes: &Arc<ProcessTable>,
+    metrics: &SelfMetrics,
+    health: &Health,
+) -> Result<Router, AgentError> {
+    match Sampler::new(&mut loaded.ebpf) {
+        Ok(sampler) => {
+            health.set("profiler", Status::Healthy, "");
+            let samples = metrics.profile_samples.clone();
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
+                .map_err(|error| AgentError::System("cannot start the profiler", error))?;
+            Ok(http::profile::router(Some(profiler)))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no CPU profiles");
+            health.set(
+                "profiler",
+                Status::Degraded,
+                format!("no CPU profiles: {error}"),
+            );
+            Ok(http::profile::router(None))
+        }
+    }
+}
+
 fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
     let mut reasons = Vec::new();
     for ProbeReport { probe, result } in reports {
@@ -273,7 +311,11 @@ fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
         }
     }
     tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
-    let status = if reasons.is_empty() { Status::Healthy } else { Status::Degraded };
+    let status = if reasons.is_empty() {
+        Status::Healthy
+    } else {
+        Status::Degraded
+    };
     health.set_reasons("probes", status, reasons);
 }
 
@@ -289,7 +331,9 @@ async fn keep_house(shared: Arc<Shared>, clock: Clock) {
             shared.process_events.drain();
             shared.processes.scan();
             let silent_ns = HOUSEKEEPING.as_nanos() as u64;
-            shared.kernel.forget_dead_unix_sockets(monotonic_ns(), silent_ns);
+            shared
+                .kernel
+                .forget_dead_unix_sockets(monotonic_ns(), silent_ns);
         });
         if let Err(error) = work.await {
             tracing::error!(%error, "housekeeping failed");
@@ -299,9 +343,12 @@ async fn keep_house(shared: Arc<Shared>, clock: Clock) {
 
 /// Resolves at the first `SIGTERM` or `SIGINT`.
 fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, AgentError> {
-    let wait = |kind| signal(kind).map_err(|error| AgentError::System("cannot wait for signals", error));
-    let (mut terminate, mut interrupt) =
-        (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
+    let wait =
+        |kind| signal(kind).map_err(|error| AgentError::System("cannot wait for signals", error));
+    let (mut terminate, mut interrupt) = (
+        wait(SignalKind::terminate())?,
+        wait(SignalKind::interrupt())?,
+    );
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -312,7 +359,10 @@ fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, AgentE
 
 async fn join(workers: Vec<JoinHandle<()>>) {
     let joined = tokio::task::spawn_blocking(move || {
-        workers.into_iter().filter_map(|worker| worker.join().err()).count()
+        workers
+            .into_iter()
+            .filter_map(|worker| worker.join().err())
+            .count()
     });
     match joined.await {
         Ok(0) => {}

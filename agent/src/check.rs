@@ -44,7 +44,9 @@ impl Report {
     /// Whether the main job, observing sockets, can be done.
     #[must_use]
     pub fn is_able(&self) -> bool {
-        self.lines.iter().all(|line| line.verdict != Verdict::Failed)
+        self.lines
+            .iter()
+            .all(|line| line.verdict != Verdict::Failed)
     }
 
     /// The table as text, with what to do about each failure.
@@ -77,14 +79,21 @@ impl Report {
     }
 
     fn add(&mut self, what: impl Into<String>, verdict: Verdict, detail: impl Into<String>) {
-        self.lines.push(Line { what: what.into(), verdict, detail: detail.into() });
+        self.lines.push(Line {
+            what: what.into(),
+            verdict,
+            detail: detail.into(),
+        });
     }
 }
 
 /// Looks at everything that the agent needs. Loads and verifies every program; attaches none.
 #[must_use]
 pub fn check(tap: TapVariant) -> Report {
-    let mut report = Report { lines: Vec::new(), advice: Vec::new() };
+    let mut report = Report {
+        lines: Vec::new(),
+        advice: Vec::new(),
+    };
     report.add("kernel", Verdict::Ok, kernel_release());
     check_privileges(&mut report);
     check_kernel_btf(&mut report);
@@ -92,11 +101,17 @@ pub fn check(tap: TapVariant) -> Report {
         let (verdict, detail) = if filesystem.is_mounted() {
             (Verdict::Ok, "mounted".to_owned())
         } else {
-            (Verdict::Fallback, "absent: `telltale run` mounts it where it may".to_owned())
+            (
+                Verdict::Fallback,
+                "absent: `telltale run` mounts it where it may".to_owned(),
+            )
         };
         report.add(filesystem.target, verdict, detail);
     }
-    let options = LoadOptions { tap, ..LoadOptions::MINIMAL };
+    let options = LoadOptions {
+        tap,
+        ..LoadOptions::MINIMAL
+    };
     match load(&options) {
         Ok(mut loaded) => check_programs(&mut report, &mut loaded),
         Err(error) => report.add("kernel programs", Verdict::Failed, error.to_string()),
@@ -106,9 +121,15 @@ pub fn check(tap: TapVariant) -> Report {
 
 fn check_programs(report: &mut Report, loaded: &mut Loaded) {
     let (verdict, detail) = if loaded.use_marks {
-        (Verdict::Ok, "sys_exit, marked by sock_send_length and sock_recv_length")
+        (
+            Verdict::Ok,
+            "sys_exit, marked by sock_send_length and sock_recv_length",
+        )
     } else {
-        (Verdict::Fallback, "sys_exit, walking from the descriptor (marks need Linux 6.3)")
+        (
+            Verdict::Fallback,
+            "sys_exit, walking from the descriptor (marks need Linux 6.3)",
+        )
     };
     report.add("tap", verdict, detail);
     for ProbeReport { probe, result } in attach::verify(loaded) {
@@ -124,17 +145,23 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             (Err(error), None) => report.add(what, Verdict::Failed, error.to_string()),
         }
     }
-    match sampler::verify(&mut loaded.ebpf) {
-        Ok(()) => report.add("program sample", Verdict::Ok, "CPU profiles"),
+    match sampler::Sampler::new(&mut loaded.ebpf) {
+        Ok(_) => report.add("program sample", Verdict::Ok, "CPU profiles"),
         Err(error) => {
-            report.add("program sample", Verdict::Fallback, format!("no CPU profiles ({error})"));
+            report.add(
+                "program sample",
+                Verdict::Fallback,
+                format!("no CPU profiles ({error})"),
+            );
         }
     }
 }
 
 fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_or_else(|error| format!("unknown: {error}"), |text| text.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(
+        |error| format!("unknown: {error}"),
+        |text| text.trim().to_owned(),
+    )
 }
 
 /// Bits of `CapEff` in `/proc/self/status` (`include/uapi/linux/capability.h`).
@@ -143,12 +170,20 @@ const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_PERFMON", 38, "attaches them and samples stacks"),
     ("CAP_SYS_PTRACE", 19, "reads /proc/PID of other users"),
     ("CAP_DAC_READ_SEARCH", 2, "reads executables for symbols"),
-    ("CAP_SYS_ADMIN", 21, "enables run-time statistics; stands in for CAP_BPF and CAP_PERFMON"),
+    (
+        "CAP_SYS_ADMIN",
+        21,
+        "enables run-time statistics; stands in for CAP_BPF and CAP_PERFMON",
+    ),
 ];
 
 fn check_privileges(report: &mut Report) {
     let Some(effective) = effective_capabilities() else {
-        report.add("privileges", Verdict::Fallback, "cannot read /proc/self/status");
+        report.add(
+            "privileges",
+            Verdict::Fallback,
+            "cannot read /proc/self/status",
+        );
         return;
     };
     let has = |bit: u32| effective >> bit & 1 == 1;
@@ -162,13 +197,17 @@ fn check_privileges(report: &mut Report) {
         report.add(name, verdict, purpose);
     }
     if !is_admin && !(has(39) && has(38)) {
-        report.advice.push("run as root (sudo telltale check), or grant CAP_BPF and CAP_PERFMON".into());
+        report
+            .advice
+            .push("run as root (sudo telltale check), or grant CAP_BPF and CAP_PERFMON".into());
     }
 }
 
 fn effective_capabilities() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
@@ -176,7 +215,13 @@ fn check_kernel_btf(report: &mut Report) {
     if Path::new(btf::VMLINUX).exists() {
         report.add("BTF", Verdict::Ok, btf::VMLINUX);
     } else {
-        report.add("BTF", Verdict::Failed, format!("{} is absent", btf::VMLINUX));
-        report.advice.push("use a kernel built with CONFIG_DEBUG_INFO_BTF=y (5.10 or newer)".into());
+        report.add(
+            "BTF",
+            Verdict::Failed,
+            format!("{} is absent", btf::VMLINUX),
+        );
+        report
+            .advice
+            .push("use a kernel built with CONFIG_DEBUG_INFO_BTF=y (5.10 or newer)".into());
     }
 }

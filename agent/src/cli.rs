@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, LogFormat, LogLevel};
+use crate::profiler::{MAX_HZ, MAX_SECONDS};
 
 /// HTTP latency, Elasticsearch timing and CPU flamegraphs of services that nobody instrumented.
 #[derive(Clone, Debug, Parser)]
@@ -62,10 +63,10 @@ pub struct ProfileArgs {
     #[arg(long, group = "target")]
     pub all: bool,
     /// How long, in seconds
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub seconds: u64,
     /// Samples a CPU and second
-    #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=1999))]
+    #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HZ)))]
     pub hz: u32,
     /// Where to; the format follows the extension: .pb.gz (pprof), .svg, .folded, .json (speedscope)
     #[arg(short, long, value_name = "FILE", default_value = "profile.pb.gz")]

@@ -42,7 +42,10 @@ impl Clusters {
     /// What is known of an endpoint.
     #[must_use]
     pub fn product(&self, endpoint: SocketAddr) -> Option<SearchProduct> {
-        let endpoints = self.endpoints.read().unwrap_or_else(PoisonError::into_inner);
+        let endpoints = self
+            .endpoints
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         endpoints.get(&endpoint).copied()
     }
 
@@ -51,7 +54,10 @@ impl Clusters {
         if self.product(endpoint) == Some(product) {
             return;
         }
-        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = self
+            .endpoints
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if endpoints.len() < MAX_ENDPOINTS || endpoints.contains_key(&endpoint) {
             endpoints.insert(endpoint, product);
             self.generation.fetch_add(1, Ordering::Release);

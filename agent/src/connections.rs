@@ -124,7 +124,10 @@ fn endpoint(family: u16, address: [u8; 16], port: u16) -> Endpoint {
         }
         family::INET6 => {
             // A dual-stack socket shows IPv4 peers as mapped addresses.
-            Endpoint::Inet(SocketAddr::new(Ipv6Addr::from(address).to_canonical(), port))
+            Endpoint::Inet(SocketAddr::new(
+                Ipv6Addr::from(address).to_canonical(),
+                port,
+            ))
         }
         _ => Endpoint::Unix,
     }
@@ -140,7 +143,10 @@ impl Connections {
     /// An empty table for at most `capacity` connections.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { by_id: HashMap::new(), capacity: capacity.max(1) }
+        Self {
+            by_id: HashMap::new(),
+            capacity: capacity.max(1),
+        }
     }
 
     /// The connection `id`.
@@ -160,7 +166,8 @@ impl Connections {
     pub fn oldest_of_some(&self) -> Option<u64> {
         const LOOKED_AT: usize = 64;
         let some = self.by_id.iter().take(LOOKED_AT);
-        some.min_by_key(|(_, tracked)| tracked.last_ns).map(|(&id, _)| id)
+        some.min_by_key(|(_, tracked)| tracked.last_ns)
+            .map(|(&id, _)| id)
     }
 
     /// Takes a connection in.

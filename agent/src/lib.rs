@@ -1,9 +1,14 @@
 //! The Telltale node agent: loads and attaches the kernel programs, drains what they see, knows
 //! the processes, and exports what it learned. `agent.rs` reads as the data flow.
 
+pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod clock;
+pub mod clusters;
+pub mod commands;
 pub mod config;
+pub mod connections;
 pub mod decode;
 pub mod health;
 pub mod http;
@@ -11,8 +16,11 @@ pub mod logging;
 pub mod observation;
 pub mod probes;
 pub mod process;
+pub mod process_events;
 pub mod profiler;
+pub mod routes;
 pub mod selection;
 pub mod self_metrics;
 pub mod sink;
 pub mod symbolize;
+pub mod worker;

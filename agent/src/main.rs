@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use tokio::runtime::{Builder, Runtime};
+
 use telltale::cli::{self, Command, Invocation};
 use telltale::config::{Config, ConfigError};
 use telltale::{agent, check, commands, logging};
@@ -31,20 +33,35 @@ fn run() -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => {
             let config = Config::from_cli(&args)?;
-            logging::init(&config.log);
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .thread_name("telltale")
-                .enable_all()
-                .build()?;
-            runtime.block_on(agent::run(config))?;
+            logging::start(&config.log)?;
+            runtime()?.block_on(agent::run(config))?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Profile(args) => commands::profile::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Profile(args) => {
+            runtime()?.block_on(commands::profile::run(&args))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check(args) => {
-            let report = check::check(Config::from_check(&args)?.tap.into());
+            let config = args
+                .config
+                .as_deref()
+                .map_or(Ok(Config::default()), Config::from_file)?;
+            let report = check::check(config.tap.into());
             print!("{}", report.to_text());
-            Ok(if report.is_able() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if report.is_able() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
     }
+}
+
+/// Two threads: workers and the profiler have their own.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("telltale")
+        .enable_all()
+        .build()
 }

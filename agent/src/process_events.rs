@@ -24,7 +24,11 @@ impl ProcessEvents {
     /// Reads `ring` into `table`.
     #[must_use]
     pub fn new(ring: Ring, table: Arc<ProcessTable>, losses: Losses) -> Self {
-        Self { ring: Mutex::new(ring), table, losses }
+        Self {
+            ring: Mutex::new(ring),
+            table,
+            losses,
+        }
     }
 
     /// Takes in what is waiting.
@@ -34,7 +38,7 @@ impl ProcessEvents {
             Ok(Event::ProcessExec(exec, command_line)) => {
                 self.table.handle_exec(&exec, command_line);
             }
-            Ok(Event::ProcessExit(exit)) => self.table.handle_exit(exit.pid, exit.time_ns),
+            Ok(Event::ProcessExit(exit)) => self.table.handle_exit(exit.pid),
             Ok(_) => self.losses.add("decode", "wrong_ring", 1),
             Err(_) => self.losses.add("decode", "malformed", 1),
         });

@@ -54,8 +54,12 @@ impl Routes {
     pub fn new(config: &RoutesConfig) -> Result<Self, RoutesError> {
         let mut templates = Vec::with_capacity(config.templates.len());
         for (service, list) in &config.templates {
-            RouteTable::new(list, config.max_per_service)
-                .map_err(|source| RoutesError::Template { service: service.clone(), source })?;
+            RouteTable::new(list, config.max_per_service).map_err(|source| {
+                RoutesError::Template {
+                    service: service.clone(),
+                    source,
+                }
+            })?;
             templates.push((Glob::new(service)?.compile_matcher(), list.clone()));
         }
         Ok(Self {
@@ -72,8 +76,15 @@ impl Routes {
         if let Some(routes) = tables.get(&key) {
             return routes.clone();
         }
-        let key = if tables.len() < MAX_TABLES { key } else { (Arc::from(SHARED), role) };
-        tables.entry(key).or_insert_with(|| self.table(service)).clone()
+        let key = if tables.len() < MAX_TABLES {
+            key
+        } else {
+            (Arc::from(SHARED), role)
+        };
+        tables
+            .entry(key)
+            .or_insert_with(|| self.table(service))
+            .clone()
     }
 
     fn table(&self, service: &str) -> ServiceRoutes {
@@ -85,7 +96,9 @@ impl Routes {
             .collect();
         let table = RouteTable::new(&templates, self.max_per_service)
             .expect("every template was accepted in Routes::new");
-        ServiceRoutes { table: Arc::new(Mutex::new(table)) }
+        ServiceRoutes {
+            table: Arc::new(Mutex::new(table)),
+        }
     }
 }
 
@@ -93,6 +106,9 @@ impl ServiceRoutes {
     /// The route of a path.
     #[must_use]
     pub fn route(&self, path: &str) -> Arc<str> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).route(path)
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .route(path)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ebpf_common::connection::{ConnectionClosed, SocketData, closed, data_flags};
 use protocol::observation::{Exchange, Role};
-use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Segment};
+use protocol::{CloseReason, Direction, Limits, Segment};
 
 use crate::clock::monotonic_ns;
 use crate::clusters::Clusters;
@@ -80,7 +80,13 @@ impl Worker {
         capacity: usize,
     ) -> Self {
         let connections = Connections::new(capacity);
-        Self { ring, shared, sinks, connections, next_sweep_ns: monotonic_ns() + SWEEP_NS }
+        Self {
+            ring,
+            shared,
+            sinks,
+            connections,
+            next_sweep_ns: monotonic_ns() + SWEEP_NS,
+        }
     }
 
     /// Works until the agent ends; what is still in flight then is counted as evicted.
@@ -109,8 +115,18 @@ impl Worker {
 
     fn drain(&mut self) {
         // The ring is borrowed while a record of it is handled.
-        let Self { ring, shared, sinks, connections, .. } = self;
-        let mut handler = Handler { shared, sinks, connections };
+        let Self {
+            ring,
+            shared,
+            sinks,
+            connections,
+            ..
+        } = self;
+        let mut handler = Handler {
+            shared,
+            sinks,
+            connections,
+        };
         while ring.drain(BATCH, |record| handler.handle(record)) == BATCH {
             if shared.stop.load(Ordering::Acquire) {
                 break;
@@ -119,15 +135,25 @@ impl Worker {
     }
 
     fn handler(&mut self) -> Handler<'_> {
-        let Self { shared, sinks, connections, .. } = self;
-        Handler { shared, sinks, connections }
+        let Self {
+            shared,
+            sinks,
+            connections,
+            ..
+        } = self;
+        Handler {
+            shared,
+            sinks,
+            connections,
+        }
     }
 
     /// The kernel's view of each connection whose body's end is awaited.
     fn read_awaited(&self) -> Vec<(u64, Option<ebpf_common::connection::ConnectionState>)> {
         let awaited = self.connections.select(|tracked| tracked.awaits_progress);
         let read = awaited.into_iter();
-        read.map(|(id, socket)| (id, self.shared.kernel.get(socket, id))).collect()
+        read.map(|(id, socket)| (id, self.shared.kernel.get(socket, id)))
+            .collect()
     }
 
     fn apply_progress(
@@ -141,8 +167,12 @@ impl Worker {
         };
         if let Some(state) = state {
             let [ingress, egress] = state.cursors;
-            tracked.connection.handle_progress(Direction::Ingress, ingress);
-            tracked.connection.handle_progress(Direction::Egress, egress);
+            tracked
+                .connection
+                .handle_progress(Direction::Ingress, ingress);
+            tracked
+                .connection
+                .handle_progress(Direction::Egress, egress);
             handler.settle(id);
         } else {
             handler.close_unseen(id);
@@ -237,8 +267,14 @@ impl Handler<'_> {
         }
         learn_product(tracked, &self.shared.clusters);
         let is_tail = data.flags & data_flags::TAIL != 0;
-        let (captured, tail) = if is_tail { (&[][..], captured) } else { (captured, &[][..]) };
-        tracked.connection.handle_progress(direction.opposite(), data.opposite);
+        let (captured, tail) = if is_tail {
+            (&[][..], captured)
+        } else {
+            (captured, &[][..])
+        };
+        tracked
+            .connection
+            .handle_progress(direction.opposite(), data.opposite);
         tracked.connection.handle_segment(&Segment {
             direction,
             offset_bytes: data.offset_bytes,
@@ -278,8 +314,12 @@ impl Handler<'_> {
         };
         let reason = CloseReason::from_raw(event.reason).unwrap_or(CloseReason::Fin);
         let [ingress, egress] = event.cursors;
-        tracked.connection.handle_progress(Direction::Ingress, ingress);
-        tracked.connection.handle_progress(Direction::Egress, egress);
+        tracked
+            .connection
+            .handle_progress(Direction::Ingress, ingress);
+        tracked
+            .connection
+            .handle_progress(Direction::Egress, egress);
         tracked.connection.handle_close(
             event.directions & closed::INGRESS != 0,
             event.directions & closed::EGRESS != 0,
@@ -298,7 +338,9 @@ impl Handler<'_> {
     fn close_unseen(&mut self, id: u64) {
         if let Some(tracked) = self.connections.get_mut(id) {
             let last_ns = tracked.last_ns;
-            tracked.connection.handle_close(true, true, CloseReason::Fin, last_ns);
+            tracked
+                .connection
+                .handle_close(true, true, CloseReason::Fin, last_ns);
             self.settle(id);
             self.forget(id);
         }
@@ -329,7 +371,9 @@ impl Handler<'_> {
             }
         }
         while let Some(loss) = tracked.connection.poll_loss() {
-            self.shared.losses.add("protocol", loss.reason.as_str(), loss.count);
+            self.shared
+                .losses
+                .add("protocol", loss.reason.as_str(), loss.count);
         }
         tracked.awaits_progress = tracked.connection.awaits_progress();
         update_in_flight(tracked, self.shared);
@@ -340,8 +384,11 @@ impl Handler<'_> {
 fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observation {
     if !tracked.noted {
         tracked.noted = true;
-        let port = if exchange.role == Role::Server { tracked.local_port() } else { 0 };
-        shared.processes.note_seen(tracked.process.pid, port, "http/1.1");
+        let port =
+            Some(tracked.local_port()).filter(|&port| exchange.role == Role::Server && port != 0);
+        shared
+            .processes
+            .note_seen(tracked.process.pid, port, "http/1.1");
     }
     if let (Role::Client, Some(call), Endpoint::Inet(remote)) =
         (exchange.role, &exchange.elasticsearch, tracked.remote)

@@ -11,10 +11,15 @@ use crate::maps::{
     SOCKET_RING_6, SOCKET_RING_7, config, count_loss,
 };
 
+/// Records of this many bytes wake the worker; more than two of the largest, so that none jumps
+/// over the window.
+const WAKEUP_WINDOW: u64 = 40 * 1024;
+
 /// Copies `len` bytes at `record` into ring number `ring`; a full ring is a counted loss.
 ///
-/// Workers poll on a timer. A record wakes its worker only when the ring has filled past
-/// `wakeup_bytes`: a wake-up costs the observed thread more than the record itself.
+/// Workers poll on a timer. Records wake their worker only while the ring fills past
+/// `wakeup_bytes`: a wake-up costs the observed thread more than the record itself, and a worker
+/// that is behind is awake.
 #[inline(always)]
 pub fn send(ring: u8, record: *const u8, len: usize) {
     macro_rules! output {
@@ -23,7 +28,8 @@ pub fn send(ring: u8, record: *const u8, len: usize) {
             unsafe {
                 let map = (&raw const $map).cast_mut().cast();
                 let filled = bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA));
-                let flags = if filled >= u64::from(config().wakeup_bytes) {
+                let wakeup = u64::from(config().wakeup_bytes);
+                let flags = if filled >= wakeup && filled < wakeup + WAKEUP_WINDOW {
                     BPF_RB_FORCE_WAKEUP
                 } else {
                     BPF_RB_NO_WAKEUP

@@ -1,1 +1,62 @@
-//! Harness of the end-to-end tests.
+//! Harness of the end-to-end tests: starts the built agent, real servers and real clients on
+//! 127.0.0.1, counts what was sent, and reads back what the agent says about it.
+//!
+//! The tests run as root (the agent loads kernel programs) with `cargo xtask test`, which installs
+//! what they need, builds the agent and sets the variables below. One suite by hand:
+//! `cargo test -p e2e --test http -- --test-threads=1`. Tests of one binary share the machine's
+//! cores with each other, so timings want one thread; counts do not.
+//!
+//! | variable | names |
+//! |---|---|
+//! | `TELLTALE_BIN` | the agent's binary; default: `telltale` next to the tests' own build |
+//! | `TELLTALE_VENV` | a Python virtual environment with `tests/workloads/requirements.txt` |
+//! | `TELLTALE_NODE_MODULES` | the `node_modules` made from `tests/workloads/package-lock.json` |
+//! | `TELLTALE_COLLECTOR` | the OpenTelemetry Collector built from `tests/workloads/collector` |
+//! | `TELLTALE_OPENSEARCH_CP` | a file with the class path of `tests/workloads/opensearch` |
+//! | `TELLTALE_ELASTICSEARCH_CP` | a file with the class path of `tests/workloads/elasticsearch` |
+//!
+//! From `PATH`: `nginx`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
+//! A missing prerequisite fails the test and says so; nothing is skipped.
+//!
+//! Every server gets a service name of its own (`OTEL_SERVICE_NAME`, or for nginx, which
+//! overwrites its environment, the name of the executable), so that exact counts hold although
+//! the agent sees the whole machine.
+
+use std::time::{Duration, Instant};
+
+pub mod accounts;
+pub mod agent;
+pub mod child;
+pub mod client;
+pub mod load;
+pub mod metrics;
+pub mod otlp;
+pub mod prerequisite;
+pub mod server;
+
+pub use agent::{Agent, AgentCommand, Finished};
+pub use child::{Child, free_port};
+pub use client::{Client, Request, Response};
+pub use load::{Key, Load, Tally, Totals};
+pub use metrics::{Metrics, Sample};
+pub use server::{NginxOptions, Server};
+
+/// Calls `probe` until it succeeds, for at most `timeout`.
+///
+/// # Errors
+/// The last error of `probe`, with the time that was waited.
+pub fn eventually<T>(
+    timeout: Duration,
+    mut probe: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() >= timeout => {
+                return Err(error.context(format!("still so after {timeout:?}")));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}

@@ -151,13 +151,10 @@ impl Connection {
     /// Whether no exchange is under way, in part or as a whole.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let quiet = |stream: &Stream| {
-            stream.decoder.is_between_messages() || stream.decoder.is_out_of_step()
-        };
         self.pairing.len() == 0
             && self.parking.is_empty()
-            && quiet(&self.ingress)
-            && quiet(&self.egress)
+            && self.ingress.decoder.is_idle()
+            && self.egress.decoder.is_idle()
     }
 
     /// Requests whose exchange has not ended.
@@ -383,14 +380,12 @@ impl Connection {
             } => self.end_answer(last_ns, content_bytes),
             Event::OutOfStep { reason, bytes } => {
                 self.losses.count(reason, bytes);
-                if is_request {
-                    let last_ns = self.stream(direction).last_ns();
-                    self.pairing.note_request_gap(last_ns);
-                } else {
-                    self.pairing.note_answer_gap();
-                }
+                self.note_gap(direction);
             }
-            Event::StillOutOfStep { reason, bytes } => self.losses.extend(reason, bytes),
+            Event::StillOutOfStep { reason, bytes } => {
+                self.losses.extend(reason, bytes);
+                self.note_gap(direction);
+            }
             Event::ChunkInvalid => self.losses.count(LossReason::ChunkInvalid, 0),
         }
     }
@@ -506,9 +501,19 @@ impl Connection {
                 LossReason::Garbage
             };
             // Answers to requests that were seen may follow in the bytes that are now skipped.
-            self.pairing.note_answer_gap();
+            self.pairing.note_answer_gap(head.last_ns);
             self.stream(direction).decoder.lose_step(reason);
             self.emit_done();
+        }
+    }
+
+    /// Heads may have been among the bytes that passed last.
+    fn note_gap(&mut self, direction: Direction) {
+        let last_ns = self.stream(direction).last_ns();
+        match self.kind(direction) {
+            Some(Kind::Request) => self.pairing.note_request_gap(last_ns),
+            Some(Kind::Response) => self.pairing.note_answer_gap(last_ns),
+            None => {}
         }
     }
 
@@ -553,17 +558,24 @@ impl Connection {
     /// Ends a request that was answered in full and whose own end can't be seen: it is over, or
     /// nobody reads on.
     fn give_up_request(&mut self) {
-        let Some(direction) = self.request_direction else {
+        let (Some(direction), true) = (self.request_direction, self.request_open) else {
             return;
         };
         let stream = self.stream(direction);
-        let last_ns = stream.seen().last_ns;
-        if stream.decoder.body().is_some_and(Body::is_unknown)
-            && self.request_open
+        let seen = stream.seen();
+        if stream.awaits_progress() {
+            return;
+        }
+        // Chunk framing that went unseen is lost, unless it all was one chunk's data.
+        for piece in stream.unseen_until(seen.offset_bytes, seen.last_ns) {
+            self.read_piece(piece, direction, None);
+        }
+        let decoder = &self.stream(direction).decoder;
+        if decoder.body().is_some_and(Body::is_unknown)
             && let Some(newest) = self.pairing.newest()
             && newest.answer == Answer::Done
         {
-            newest.end_request(last_ns, None);
+            newest.end_request(seen.last_ns, None);
             self.request_open = false;
         }
     }

@@ -26,8 +26,6 @@ pub(crate) struct InFlight {
     verdict: Option<Outcome>,
     /// Requests may be missing before this one, so that the next answer may be one of theirs.
     pub(crate) ambiguous: bool,
-    /// Bytes of the other direction passed unseen before this request began.
-    pub(crate) follows_unseen_answer: bool,
     search: Option<Box<SearchDraft>>,
 }
 
@@ -76,7 +74,6 @@ impl InFlight {
             expects_continue: false,
             verdict: Some(Outcome::NotParsed),
             ambiguous: false,
-            follows_unseen_answer: false,
             search: None,
         }
     }

@@ -21,8 +21,8 @@ pub(crate) struct Pairing {
     answered_since_request: bool,
     /// Bytes that may have been heads went unseen on the way to the server, the last at this time.
     request_gap_ns: Option<u64>,
-    /// Bytes that may have been heads went unseen on the way to the client.
-    answer_gap: bool,
+    /// The same on the way to the client.
+    answer_gap_ns: Option<u64>,
     /// Answers can't be counted any longer.
     lost: bool,
 }
@@ -70,8 +70,8 @@ impl Pairing {
         self.request_gap_ns = Some(last_ns);
     }
 
-    pub(crate) const fn note_answer_gap(&mut self) {
-        self.answer_gap = true;
+    pub(crate) const fn note_answer_gap(&mut self, last_ns: u64) {
+        self.answer_gap_ns = Some(last_ns);
     }
 
     /// Adds a request whose head was seen.
@@ -87,8 +87,8 @@ impl Pairing {
             // had them if some came after the requests that went unseen, unless it never pauses.
             awaited || self.windowed || (self.pipelined && opposite.last_ns <= gap_ns)
         });
+        self.lost |= gap && self.windowed;
         entry.ambiguous = gap || self.lost;
-        entry.follows_unseen_answer = opposite.unseen_bytes;
         self.queue.push_back(entry);
     }
 
@@ -104,8 +104,8 @@ impl Pairing {
         resynchronized: &mut Vec<InFlight>,
     ) -> Option<&mut InFlight> {
         self.answered_since_request = true;
-        if std::mem::take(&mut self.answer_gap) {
-            self.bridge_answer_gap(unseen_requests, resynchronized);
+        if let Some(gap_ns) = self.answer_gap_ns.take() {
+            self.bridge_answer_gap(gap_ns, unseen_requests, resynchronized);
         }
         let index = self.queue.len() - self.awaited();
         let oldest = self.queue.get(index)?;
@@ -138,20 +138,30 @@ impl Pairing {
         self.queue.drain(..)
     }
 
-    /// Answers may have gone unseen. Lets those requests go that they may have been for.
-    fn bridge_answer_gap(&mut self, unseen_requests: bool, resynchronized: &mut Vec<InFlight>) {
+    /// Answers may have gone unseen until `gap_ns`. Lets those requests go that they may have been
+    /// for.
+    fn bridge_answer_gap(
+        &mut self,
+        gap_ns: u64,
+        unseen_requests: bool,
+        resynchronized: &mut Vec<InFlight>,
+    ) {
         let first = self.queue.len() - self.awaited();
-        // A client that does not pipeline was answered in the unseen bytes before it asked again.
-        let answered = (first..self.queue.len())
-            .rev()
-            .find(|index| self.queue[*index].follows_unseen_answer)
-            .unwrap_or(first);
-        resynchronized.extend(self.queue.drain(first..answered));
-        // One request and one answer belong together: the unseen bytes were an interim response.
-        if self.awaited() > 1 || unseen_requests {
-            resynchronized.extend(self.drain_awaited());
-            self.lost |= self.windowed;
+        let is_before = |entry: &&InFlight| entry.request_first_ns() <= gap_ns;
+        let before = self.queue.range(first..).take_while(is_before).count();
+        let asked_since = first + before < self.queue.len();
+        if before == 0 || before == 1 && !asked_since && !unseen_requests {
+            // One request and one answer belong together: an interim response went unseen.
+            return;
         }
+        // A client asks again when it has been answered, unless it never pauses.
+        let answered = if asked_since && !self.windowed {
+            first + before
+        } else {
+            self.queue.len()
+        };
+        resynchronized.extend(self.queue.drain(first..answered));
+        self.lost |= self.windowed;
     }
 
     fn drain_awaited(&mut self) -> impl Iterator<Item = InFlight> {

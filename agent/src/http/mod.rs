@@ -21,6 +21,7 @@ use crate::sink::summary::Summary;
 use targets::TargetView;
 
 mod page;
+pub mod profile;
 mod serve;
 mod targets;
 

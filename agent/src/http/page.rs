@@ -197,7 +197,7 @@ fn call_table(calls: &[CallSummary]) -> Markup {
     html! {
         @if !calls.is_empty() {
             section {
-                h2 { "Elasticsearch " small { "calls on the wire, and what the server says that they took" } }
+                h2 { "Elasticsearch " small { "calls on the wire, and what the server says it took" } }
                 table.calls {
                     thead { tr {
                         th scope="col" { "Operation" }

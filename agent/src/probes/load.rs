@@ -5,6 +5,7 @@ use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, Offsets};
 
 use super::btf::{Btf, BtfError};
 use super::offsets;
+use crate::config::Tap;
 
 /// How the tap finds the socket of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub enum TapVariant {
     Marks,
     /// By walking from the descriptor.
     Walk,
+}
+
+impl From<Tap> for TapVariant {
+    fn from(tap: Tap) -> Self {
+        match tap {
+            Tap::Auto => Self::Auto,
+            Tap::Marks => Self::Marks,
+            Tap::Walk => Self::Walk,
+        }
+    }
 }
 
 /// Capacities and choices that are fixed once the programs are loaded.

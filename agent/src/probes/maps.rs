@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use ebpf_common::connection::{ConnectionState, family};
 use ebpf_common::loss::LossReason;
 
@@ -29,7 +29,10 @@ impl Connections {
         let Some(Map::HashMap(data)) = ebpf.take_map(NAME) else {
             return Err(RingError::NoMap(NAME.to_owned()));
         };
-        let error = |source| RingError::Map { name: NAME.to_owned(), source };
+        let error = |source| RingError::Map {
+            name: NAME.to_owned(),
+            source,
+        };
         let second = Map::HashMap(second_handle(&data, NAME)?);
         Ok(Self {
             removal: Mutex::new(second.try_into().map_err(error)?),
@@ -41,7 +44,10 @@ impl Connections {
     /// or the address has another owner.
     #[must_use]
     pub fn get(&self, socket: u64, id: u64) -> Option<ConnectionState> {
-        self.map.get(&socket, 0).ok().filter(|state| state.connection_id == id)
+        self.map
+            .get(&socket, 0)
+            .ok()
+            .filter(|state| state.connection_id == id)
     }
 
     /// Removes Unix sockets that no longer exist and have been silent for `silent_ns` at `now_ns`:
@@ -79,14 +85,19 @@ impl Connections {
 }
 
 fn network_namespace(pid: u32) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|metadata| metadata.ino())
+    std::fs::metadata(format!("/proc/{pid}/ns/net"))
+        .ok()
+        .map(|metadata| metadata.ino())
 }
 
 /// Inodes of `/proc/PID/net/unix`: its seventh column.
 fn unix_inodes(pid: u32) -> Option<HashSet<u64>> {
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()?;
     let rows = table.lines().skip(1);
-    Some(rows.filter_map(|row| row.split_ascii_whitespace().nth(6)?.parse().ok()).collect())
+    Some(
+        rows.filter_map(|row| row.split_ascii_whitespace().nth(6)?.parse().ok())
+            .collect(),
+    )
 }
 
 /// The kernel side's loss counters.
@@ -100,7 +111,9 @@ impl KernelLosses {
     /// # Errors
     /// Where the object has none, or no descriptor is left.
     pub fn share(ebpf: &Ebpf) -> Result<Self, RingError> {
-        Ok(Self { map: share_losses(ebpf)? })
+        Ok(Self {
+            map: share_losses(ebpf)?,
+        })
     }
 
     /// Every reason with its count since the start, over all CPUs.
@@ -122,14 +135,27 @@ fn share_losses(ebpf: &Ebpf) -> Result<PerCpuArray<MapData, u64>, RingError> {
         return Err(RingError::NoMap(NAME.to_owned()));
     };
     let second = Map::PerCpuArray(second_handle(data, NAME)?);
-    second.try_into().map_err(|source| RingError::Map { name: NAME.to_owned(), source })
+    second.try_into().map_err(|source| RingError::Map {
+        name: NAME.to_owned(),
+        source,
+    })
 }
 
 /// Another descriptor of the same map.
 fn second_handle(data: &MapData, name: &str) -> Result<MapData, RingError> {
-    let no_descriptor = |source| RingError::Descriptor { name: name.to_owned(), source };
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(no_descriptor)?;
-    MapData::from_fd(fd).map_err(|source| RingError::Map { name: name.to_owned(), source })
+    let no_descriptor = |source| RingError::Descriptor {
+        name: name.to_owned(),
+        source,
+    };
+    let fd = data
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(no_descriptor)?;
+    MapData::from_fd(fd).map_err(|source| RingError::Map {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -20,19 +20,26 @@ impl Programs {
     /// Takes over an object whose programs are attached.
     #[must_use]
     pub fn new(ebpf: Ebpf) -> Self {
-        Self { ebpf: Arc::new(Mutex::new(Some(ebpf))) }
+        Self {
+            ebpf: Arc::new(Mutex::new(Some(ebpf))),
+        }
     }
 
     /// A reader of the kernel's own statistics of these programs.
     #[must_use]
     pub fn run_statistics(&self) -> RunStatistics {
-        RunStatistics { ebpf: Arc::clone(&self.ebpf) }
+        RunStatistics {
+            ebpf: Arc::clone(&self.ebpf),
+        }
     }
 }
 
 impl Drop for Programs {
     fn drop(&mut self) {
-        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.ebpf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 }
 

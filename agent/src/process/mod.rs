@@ -11,7 +11,7 @@ mod table;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use table::{ProcessTable, ProcessTableCounters, Target};
+pub use table::{ProcessTable, Target};
 
 /// Where a service name came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]

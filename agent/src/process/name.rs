@@ -78,7 +78,13 @@ pub(super) fn clean(name: &str) -> Option<String> {
 }
 
 /// The executable's file name.
+///
+/// `None` for one that was started from memory (`memfd_create(2)`): its name was made up by whoever
+/// started it, often at random.
 pub(super) fn executable_name(executable: &Path) -> Option<String> {
+    if executable.to_string_lossy().starts_with("/memfd:") {
+        return None;
+    }
     let name = executable.file_name()?.to_string_lossy();
     // The kernel says so of a file that was replaced while it ran: an upgraded package.
     clean(name.strip_suffix(" (deleted)").unwrap_or(&name))
@@ -184,6 +190,7 @@ mod tests {
         assert_eq!(name("/usr/sbin/nginx (deleted)").as_deref(), Some("nginx"));
         assert_eq!(name("/srv/axum-demo").as_deref(), Some("axum-demo"));
         assert_eq!(name(""), None);
+        assert_eq!(name("/memfd:sealed-91173221a7ea (deleted)"), None);
     }
 
     proptest! {

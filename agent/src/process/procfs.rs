@@ -62,6 +62,18 @@ impl Reader {
         (!has_ended(&stat)).then_some(stat.starttime)
     }
 
+    /// Whether the process is still `known`: started when it was, running what it ran.
+    pub(super) fn is_unchanged(&self, known: &Process) -> bool {
+        let Some(folder) = self.folder(known.pid) else {
+            return false;
+        };
+        folder
+            .stat()
+            .is_ok_and(|stat| !has_ended(&stat) && stat.starttime == known.start_ticks)
+            && folder.exe().unwrap_or_default() == known.executable
+            && read_command_line(&folder) == known.command_line
+    }
+
     /// A process with all that `/proc` tells; `None` when it has ended and for kernel threads.
     pub(super) fn read(&self, pid: u32) -> Option<Process> {
         let folder = self.folder(pid)?;
@@ -70,7 +82,7 @@ impl Reader {
             return None;
         }
         let executable = folder.exe().unwrap_or_default();
-        let command_line = command_line(&read(&folder, "cmdline", MAX_COMMAND_LINE_BYTES));
+        let command_line = read_command_line(&folder);
         let environment = Environment::parse(&read(&folder, "environ", MAX_ENVIRONMENT_BYTES));
         let cgroup = read(&folder, "cgroup", MAX_CGROUP_BYTES);
         let cgroup = Cgroup::parse(&String::from_utf8_lossy(&cgroup));
@@ -141,7 +153,7 @@ impl Reader {
                 .ok()
                 .and_then(|pid| self.folder(pid))
         {
-            let arguments = self::command_line(&read(&parent, "cmdline", MAX_COMMAND_LINE_BYTES));
+            let arguments = read_command_line(&parent);
             let executable = parent.exe().unwrap_or_default();
             found = script(&executable, &arguments, parent.cwd().ok().as_deref());
         }
@@ -202,6 +214,10 @@ pub(super) fn command_line(block: &[u8]) -> Vec<String> {
         .split(|&byte| byte == 0)
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
         .collect()
+}
+
+fn read_command_line(folder: &Folder) -> Vec<String> {
+    command_line(&read(folder, "cmdline", MAX_COMMAND_LINE_BYTES))
 }
 
 fn has_ended(stat: &Stat) -> bool {

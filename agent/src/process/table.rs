@@ -4,8 +4,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ebpf_common::process::ProcessExec;
 
@@ -13,29 +12,18 @@ use super::name::{clean, executable_name};
 use super::procfs::{Reader, command_line};
 use super::script::{Script, script};
 use super::{NameSource, Process, runtime};
+use crate::clock::monotonic_ns;
 
 /// Most processes that the table holds.
 const MAX_PROCESSES: usize = 16_384;
 /// Room made at a time when it is full, so that the search for the oldest is rare.
 const EVICTED_AT_ONCE: usize = MAX_PROCESSES / 16;
 /// How long an ended process is kept: far above the time that its records may wait in a ring.
-const KEEP_ENDED: Duration = Duration::from_secs(60);
-/// Exec events a second for which `/proc` is read at once. A build starts thousands; those are
-/// named when somebody asks for them, as nearly none of them is.
-const EXEC_READS_A_SECOND: u32 = 200;
+const KEEP_ENDED_NS: u64 = 60_000_000_000;
 /// Ports noted for one process.
 const MAX_PORTS: usize = 64;
 /// Protocols noted for one process.
 const MAX_PROTOCOLS: usize = 8;
-
-/// What the table counts about itself.
-#[derive(Debug, Default)]
-pub struct ProcessTableCounters {
-    /// Processes that were forgotten, to make room, before their time.
-    pub evicted: AtomicU64,
-    /// Lookups of a pid that neither an event nor `/proc` told of.
-    pub unknown: AtomicU64,
-}
 
 /// A watched process, for `/targets`.
 #[derive(Clone, Debug)]
@@ -53,9 +41,11 @@ pub struct Target {
 pub struct ProcessTable {
     reader: Reader,
     entries: RwLock<HashMap<u32, Entry>>,
-    exec_budget: Mutex<ExecBudget>,
-    counters: ProcessTableCounters,
     capacity: usize,
+    /// Processes that were forgotten, to make room, before their time.
+    evicted: AtomicU64,
+    /// Processes that were looked up and of which neither an event nor `/proc` told.
+    unknown: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -63,9 +53,10 @@ struct Entry {
     process: Arc<Process>,
     /// Named by its exec event alone; `/proc` was not read yet.
     provisional: bool,
-    /// When it came into the table: the age where nothing else tells it.
-    since: Instant,
-    ended: Option<Instant>,
+    /// When it came into the table: the age where nothing else tells it. `CLOCK_MONOTONIC`.
+    since_ns: u64,
+    /// When it ended. `CLOCK_MONOTONIC`.
+    ended_ns: Option<u64>,
     ports: BTreeSet<u16>,
     protocols: BTreeSet<&'static str>,
 }
@@ -75,24 +66,21 @@ impl Entry {
         Self {
             process: Arc::new(process),
             provisional: false,
-            since: Instant::now(),
-            ended: None,
+            since_ns: monotonic_ns(),
+            ended_ns: None,
             ports: BTreeSet::new(),
             protocols: BTreeSet::new(),
         }
     }
 
-    fn expired(&self, now: Instant) -> bool {
-        self.ended
-            .is_some_and(|ended| now.saturating_duration_since(ended) > KEEP_ENDED)
+    fn is_settled(&self) -> bool {
+        !self.provisional && self.ended_ns.is_none()
     }
-}
 
-/// How many execs of the current second have cost a read of `/proc`.
-#[derive(Debug, Default)]
-struct ExecBudget {
-    second: u64,
-    spent: u32,
+    fn has_expired(&self, now_ns: u64) -> bool {
+        self.ended_ns
+            .is_some_and(|ended_ns| now_ns.saturating_sub(ended_ns) > KEEP_ENDED_NS)
+    }
 }
 
 impl Default for ProcessTable {
@@ -112,59 +100,34 @@ impl ProcessTable {
         Self {
             reader: Reader::new(proc_root.into()),
             entries: RwLock::default(),
-            exec_budget: Mutex::default(),
-            counters: ProcessTableCounters::default(),
             capacity,
+            evicted: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
         }
     }
 
     /// Who `pid` is. Never fails: a process that ended unseen is named `unknown`. Reads `/proc`
-    /// for a new pid alone, and `/proc/PID/stat` for one whose exit was told: its pid may be
-    /// another's by now.
+    /// for a new pid and after an exec, and `/proc/PID/stat` for one whose exit was told: its pid
+    /// may be another's by now.
     #[must_use]
     pub fn lookup(&self, pid: u32) -> Arc<Process> {
-        let known = self.read().get(&pid).map(|entry| {
-            let settled = !entry.provisional && entry.ended.is_none();
-            (Arc::clone(&entry.process), settled, entry.provisional)
-        });
-        match known {
-            Some((process, true, _)) => process,
-            Some((process, false, provisional)) => {
-                let start_ticks = self.reader.start_ticks(pid);
-                let reused = start_ticks.is_some_and(|start| start != process.start_ticks);
-                if provisional || reused {
-                    if let Some(fresh) = self.reader.read(pid) {
-                        return self.replace(fresh);
-                    }
-                    if let Some(entry) = self.write().get_mut(&pid) {
-                        entry.provisional = false;
-                    }
-                }
-                process
-            }
-            None => match self.reader.read(pid) {
-                Some(process) => self.replace(process),
-                None => {
-                    self.counters.unknown.fetch_add(1, Ordering::Relaxed);
-                    self.insert_ended(Process::unknown(pid, ""))
-                }
-            },
+        if let Some(entry) = self.read().get(&pid)
+            && entry.is_settled()
+        {
+            return Arc::clone(&entry.process);
         }
+        self.settle(pid)
     }
 
     /// Takes in an exec event with the command line that follows it (arguments end with NUL).
-    /// A process that has ended since is named by these alone.
+    /// Nearly all processes never speak to anybody, so `/proc` is read when somebody asks for
+    /// this one; until then, and when it has ended by then, the event alone names it.
     pub fn handle_exec(&self, exec: &ProcessExec, command_line: &[u8]) {
-        let fresh = self
-            .spend(exec.time_ns)
-            .then(|| self.reader.read(exec.pid))
-            .flatten();
-        if let Some(process) = fresh {
-            self.replace(process);
-            return;
-        }
-        let mut entry = Entry::new(process_of_event(exec, command_line));
-        entry.provisional = true;
+        let entry = Entry {
+            provisional: true,
+            since_ns: exec.time_ns,
+            ..Entry::new(process_of_event(exec, command_line))
+        };
         let mut entries = self.write();
         self.make_room(&mut entries, exec.pid);
         entries.insert(exec.pid, entry);
@@ -173,35 +136,35 @@ impl ProcessTable {
     /// Takes in an exit event. The process is kept for a minute: observations of what it did last
     /// may still be on their way.
     pub fn handle_exit(&self, pid: u32) {
-        let mut entries = self.write();
-        if let Some(entry) = entries.get_mut(&pid) {
-            entry.ended = Some(Instant::now());
+        if let Some(entry) = self.write().get_mut(&pid) {
+            entry.ended_ns = Some(monotonic_ns());
         }
     }
 
     /// Takes in every process of `/proc`, and marks those as ended whose exit went unseen. For
     /// the start, and once a minute.
     pub fn scan(&self) {
+        let began_ns = monotonic_ns();
         let mut running = self.reader.pids();
         running.sort_unstable();
         for &pid in &running {
             let known = self
                 .read()
                 .get(&pid)
-                .map(|entry| (entry.process.start_ticks, entry.ended.is_some()));
-            let same = known.is_some_and(|(start_ticks, ended)| {
-                !ended && self.reader.start_ticks(pid) == Some(start_ticks)
-            });
+                .and_then(|entry| entry.is_settled().then(|| Arc::clone(&entry.process)));
+            // The exec of one that was read before may have been lost, or come before the probe.
+            let same = known.is_some_and(|process| self.reader.is_unchanged(&process));
             if !same && let Some(process) = self.reader.read(pid) {
                 self.replace(process);
             }
         }
-        let now = Instant::now();
+        let now_ns = monotonic_ns();
         let mut entries = self.write();
-        entries.retain(|_, entry| !entry.expired(now));
+        entries.retain(|_, entry| !entry.has_expired(now_ns));
         for (pid, entry) in entries.iter_mut() {
-            if entry.ended.is_none() && running.binary_search(pid).is_err() {
-                entry.ended = Some(now);
+            let is_listed = entry.since_ns >= began_ns || running.binary_search(pid).is_ok();
+            if entry.ended_ns.is_none() && !is_listed {
+                entry.ended_ns = Some(now_ns);
             }
         }
     }
@@ -235,11 +198,20 @@ impl ProcessTable {
         ports.map(Iterator::collect).unwrap_or_default()
     }
 
-    /// Every process that runs, by pid.
+    /// Every process that runs, by pid. Reads `/proc` for those that were told of by their exec
+    /// alone.
     #[must_use]
     pub fn list(&self) -> Vec<Target> {
+        let provisional: Vec<u32> = {
+            let entries = self.read();
+            let unread = entries.iter().filter(|(_, entry)| entry.provisional);
+            unread.map(|(pid, _)| *pid).collect()
+        };
+        for pid in provisional {
+            self.settle(pid);
+        }
         let entries = self.read();
-        let running = entries.values().filter(|entry| entry.ended.is_none());
+        let running = entries.values().filter(|entry| entry.ended_ns.is_none());
         let mut targets: Vec<Target> = running
             .map(|entry| Target {
                 process: Arc::clone(&entry.process),
@@ -263,10 +235,51 @@ impl ProcessTable {
         self.read().is_empty()
     }
 
-    /// What the table counts about itself.
+    /// What was seen and cannot be named or kept: stage, reason, number since the start.
     #[must_use]
-    pub fn counters(&self) -> &ProcessTableCounters {
-        &self.counters
+    pub fn losses(&self) -> Vec<(&'static str, &'static str, u64)> {
+        vec![
+            (
+                "process",
+                "table_full",
+                self.evicted.load(Ordering::Relaxed),
+            ),
+            ("process", "unknown", self.unknown.load(Ordering::Relaxed)),
+        ]
+    }
+
+    /// The answer for a pid that is new, provisional or said to have ended.
+    fn settle(&self, pid: u32) -> Arc<Process> {
+        let known = self
+            .read()
+            .get(&pid)
+            .map(|entry| (Arc::clone(&entry.process), entry.provisional));
+        if let Some((process, false)) = &known {
+            match self.reader.start_ticks(pid) {
+                // The exit was of whoever had the pid before, or the process has not ended at all.
+                Some(start_ticks) if start_ticks == process.start_ticks => {
+                    if let Some(entry) = self.write().get_mut(&pid) {
+                        entry.ended_ns = None;
+                    }
+                    return Arc::clone(process);
+                }
+                Some(_) => {}
+                None => return Arc::clone(process),
+            }
+        }
+        if let Some(process) = self.reader.read(pid) {
+            return self.replace(process);
+        }
+        let now_ns = monotonic_ns();
+        let mut entries = self.write();
+        self.make_room(&mut entries, pid);
+        let entry = entries.entry(pid).or_insert_with(|| {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
+            Entry::new(Process::unknown(pid, ""))
+        });
+        entry.provisional = false;
+        entry.ended_ns.get_or_insert(now_ns);
+        Arc::clone(&entry.process)
     }
 
     /// Puts a running process in the place of whoever had its pid. One that says the same as the
@@ -279,7 +292,7 @@ impl ProcessTable {
             Slot::Occupied(mut slot) if *slot.get().process == process => {
                 let entry = slot.get_mut();
                 entry.provisional = false;
-                entry.ended = None;
+                entry.ended_ns = None;
                 Arc::clone(&entry.process)
             }
             Slot::Occupied(mut slot) => {
@@ -290,24 +303,13 @@ impl ProcessTable {
         }
     }
 
-    fn insert_ended(&self, process: Process) -> Arc<Process> {
-        let mut entries = self.write();
-        self.make_room(&mut entries, process.pid);
-        // Another worker, or an exec event, may have been quicker and know more.
-        let entry = entries.entry(process.pid).or_insert_with(|| Entry {
-            ended: Some(Instant::now()),
-            ..Entry::new(process)
-        });
-        Arc::clone(&entry.process)
-    }
-
     /// Lets the oldest go where `pid` would be one too many: of the ended ones first.
     fn make_room(&self, entries: &mut HashMap<u32, Entry>, pid: u32) {
         if entries.len() < self.capacity || entries.contains_key(&pid) {
             return;
         }
-        let now = Instant::now();
-        entries.retain(|_, entry| !entry.expired(now));
+        let now_ns = monotonic_ns();
+        entries.retain(|_, entry| !entry.has_expired(now_ns));
         let least = self
             .capacity
             .saturating_sub(EVICTED_AT_ONCE)
@@ -319,12 +321,12 @@ impl ProcessTable {
         else {
             return;
         };
-        let mut by_age: Vec<(bool, Instant, u32)> = entries
+        let mut by_age: Vec<(bool, u64, u32)> = entries
             .iter()
             .map(|(pid, entry)| {
                 (
-                    entry.ended.is_none(),
-                    entry.ended.unwrap_or(entry.since),
+                    entry.ended_ns.is_none(),
+                    entry.ended_ns.unwrap_or(entry.since_ns),
                     *pid,
                 )
             })
@@ -333,23 +335,7 @@ impl ProcessTable {
         for (_, _, pid) in by_age.into_iter().take(surplus) {
             entries.remove(&pid);
         }
-        self.counters
-            .evicted
-            .fetch_add(surplus as u64, Ordering::Relaxed);
-    }
-
-    /// Whether `/proc` may be read for an exec event of this time.
-    fn spend(&self, time_ns: u64) -> bool {
-        let mut budget = self
-            .exec_budget
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let second = time_ns / 1_000_000_000;
-        if budget.second != second {
-            *budget = ExecBudget { second, spent: 0 };
-        }
-        budget.spent = budget.spent.saturating_add(1);
-        budget.spent <= EXEC_READS_A_SECOND
+        self.evicted.fetch_add(surplus as u64, Ordering::Relaxed);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<u32, Entry>> {

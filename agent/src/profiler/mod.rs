@@ -6,25 +6,26 @@
 mod session;
 mod work;
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use profile::{Profile, Unwind};
-use prometheus::{IntCounterVec, Opts};
+use profile::Profile;
 use tokio::sync::oneshot;
 
 use crate::probes::sampler::{Sampler, SamplerError};
-use crate::process::Process;
+use crate::process::{Process, ProcessTable};
+use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
 use session::Collected;
 
 /// Highest sampling rate.
 pub const MAX_HZ: u32 = 997;
 
-/// Longest profile.
-pub const MAX_DURATION: Duration = Duration::from_secs(300);
+/// Longest profile, seconds.
+pub const MAX_SECONDS: u64 = 600;
 
 /// Profiles that may be taken at the same time.
 pub const MAX_CONCURRENT: usize = 8;
@@ -48,15 +49,42 @@ pub enum Target {
     All,
 }
 
+impl Target {
+    /// Is the process one of those that are meant?
+    fn includes(&self, process: &Process) -> bool {
+        match self {
+            Self::All => true,
+            Self::Pid(pid) => process.pid == *pid,
+            Self::Service(name) => *process.service == **name,
+            Self::Container(id) => {
+                let container = process.container_id.as_deref();
+                container.is_some_and(|container| container.starts_with(&**id))
+            }
+        }
+    }
+}
+
 /// A profile that somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProfileRequest {
     /// What is profiled.
     pub target: Target,
-    /// For how long; at most [`MAX_DURATION`].
+    /// For how long; at most [`MAX_SECONDS`].
     pub duration: Duration,
     /// Samples a second and CPU, 1 to [`MAX_HZ`].
     pub hz: u32,
+}
+
+/// What a person reads above the profile.
+impl fmt::Display for ProfileRequest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Pid(pid) => write!(formatter, "CPU of process {pid}"),
+            Target::Service(name) => write!(formatter, "CPU of {name}"),
+            Target::Container(id) => write!(formatter, "CPU of container {id}"),
+            Target::All => formatter.write_str("CPU of everything on this host"),
+        }
+    }
 }
 
 /// Why there is no profile.
@@ -66,7 +94,7 @@ pub enum ProfileError {
     #[error("hz is {0}: 1 to {MAX_HZ} is allowed")]
     Hz(u32),
     /// The duration is out of bounds.
-    #[error("seconds is {}: 1 to {} is allowed", .0.as_secs_f64(), MAX_DURATION.as_secs())]
+    #[error("seconds is {}: 1 to {MAX_SECONDS} is allowed", .0.as_secs_f64())]
     Duration(Duration),
     /// The beginning of a container id is too short.
     #[error("container is {0:?}: at least {MIN_CONTAINER_ID_LEN} digits of the id are needed")]
@@ -119,39 +147,28 @@ pub enum ProfileError {
     Stopped,
 }
 
-/// Who is a pid, and who is there?
-pub trait Processes: Send + Sync {
-    /// The process `pid`, as far as it is known.
-    fn lookup(&self, pid: u32) -> Arc<Process>;
-
-    /// Every process that is known.
-    fn list(&self) -> Vec<Arc<Process>>;
-}
-
 /// Handle on the profiler. Cheap to clone.
 #[derive(Clone)]
 pub struct Profiler {
     begin: mpsc::Sender<session::Begin>,
     symbolizer: Arc<Symbolizer>,
-    processes: Arc<dyn Processes>,
-    samples: IntCounterVec,
-    proc_root: PathBuf,
+    processes: Arc<ProcessTable>,
+    samples: Option<ProfileSamples>,
 }
 
 impl Profiler {
-    /// Starts the profiler's thread, which sleeps until a profile is asked for. Counts into
-    /// `samples`: see [`samples_metric`].
+    /// Starts the profiler's thread, which sleeps until a profile is asked for. `samples`
+    /// counts what profiles were made of.
     ///
     /// # Errors
     /// When the thread can't be started.
     pub fn new(
         sampler: Sampler,
-        processes: Arc<dyn Processes>,
-        samples: IntCounterVec,
+        processes: Arc<ProcessTable>,
+        samples: Option<ProfileSamples>,
     ) -> std::io::Result<Self> {
         let (begin, requests) = mpsc::channel();
-        let proc_root = PathBuf::from("/proc");
-        let worker = work::Worker::new(sampler, Arc::clone(&processes), &proc_root);
+        let worker = work::Worker::new(sampler, Arc::clone(&processes));
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&requests))?;
@@ -160,7 +177,6 @@ impl Profiler {
             symbolizer: Arc::default(),
             processes,
             samples,
-            proc_root,
         })
     }
 
@@ -189,42 +205,32 @@ impl Profiler {
         if !(1..=MAX_HZ).contains(&request.hz) {
             return Err(ProfileError::Hz(request.hz));
         }
-        if request.duration.is_zero() || request.duration > MAX_DURATION {
+        if request.duration.is_zero() || request.duration > Duration::from_secs(MAX_SECONDS) {
             return Err(ProfileError::Duration(request.duration));
         }
         match &request.target {
             Target::All => Ok(()),
-            Target::Pid(pid) if self.proc_root.join(pid.to_string()).exists() => Ok(()),
+            Target::Pid(pid) if Path::new("/proc").join(pid.to_string()).exists() => Ok(()),
             Target::Pid(pid) => Err(ProfileError::NoSuchProcess(*pid)),
-            Target::Service(name) => {
-                if self
-                    .processes
-                    .list()
-                    .iter()
-                    .any(|process| *process.service == **name)
-                {
-                    return Ok(());
-                }
-                Err(ProfileError::NoSuchService {
-                    name: name.clone(),
-                    known: self.known_services(),
-                })
-            }
+            Target::Service(_) if self.includes_any(&request.target) => Ok(()),
+            Target::Service(name) => Err(ProfileError::NoSuchService {
+                name: name.clone(),
+                known: self.known_services(),
+            }),
             Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {
                 Err(ProfileError::ContainerId(id.clone()))
             }
-            Target::Container(id) => {
-                if self
-                    .processes
-                    .list()
-                    .iter()
-                    .any(|process| is_in_container(process, id))
-                {
-                    return Ok(());
-                }
-                Err(ProfileError::NoSuchContainer(id.clone()))
-            }
+            Target::Container(_) if self.includes_any(&request.target) => Ok(()),
+            Target::Container(id) => Err(ProfileError::NoSuchContainer(id.clone())),
         }
+    }
+
+    /// Does any process that is known belong to the target?
+    fn includes_any(&self, target: &Target) -> bool {
+        self.processes
+            .list()
+            .iter()
+            .any(|listed| target.includes(&listed.process))
     }
 
     /// Some of the services that there are, for whoever misspelt one.
@@ -233,7 +239,7 @@ impl Profiler {
             .processes
             .list()
             .iter()
-            .map(|process| Arc::clone(&process.service))
+            .map(|listed| Arc::clone(&listed.process.service))
             .collect();
         names.sort();
         names.dedup();
@@ -250,44 +256,18 @@ impl Profiler {
     }
 
     fn count(&self, profile: &Profile) {
+        let Some(samples) = &self.samples else {
+            return;
+        };
         for sample in &profile.samples {
-            self.samples
-                .with_label_values(&[sample.unwind.label()])
-                .inc_by(sample.count);
+            samples.add(sample.unwind.label(), sample.count);
         }
-        self.samples
-            .with_label_values(&[LOST])
-            .inc_by(profile.lost_samples);
+        samples.add(LOST, profile.lost_samples);
     }
 }
 
 /// Value of `outcome` for samples that are in no profile.
 const LOST: &str = "lost";
-
-/// The counter `telltale_profile_samples_total`, with every outcome at zero.
-///
-/// # Panics
-/// Never: the name and the label are well formed.
-#[must_use]
-pub fn samples_metric() -> IntCounterVec {
-    let opts = Opts::new(
-        "telltale_profile_samples_total",
-        "Samples taken for CPU profiles, by how far their stack could be followed.",
-    );
-    let samples = IntCounterVec::new(opts, &["outcome"]).expect("a well-formed name and label");
-    for outcome in Unwind::ALL.map(Unwind::label).into_iter().chain([LOST]) {
-        samples.with_label_values(&[outcome]);
-    }
-    samples
-}
-
-/// Is the process in the container whose id begins with `id`?
-fn is_in_container(process: &Process, id: &str) -> bool {
-    process
-        .container_id
-        .as_ref()
-        .is_some_and(|container| container.starts_with(id))
-}
 
 /// Gives the addresses of what was collected their functions.
 fn finish(

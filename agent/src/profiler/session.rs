@@ -8,9 +8,9 @@ use ebpf_common::sample::{SampleKey, stack_flags};
 use profile::{StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
-use super::{ProfileError, ProfileRequest, Target, is_in_container};
+use super::{ProfileError, ProfileRequest, Target};
 use crate::probes::sampler::RawSample;
-use crate::process::Process;
+use crate::process;
 use crate::symbolize::{ImageKey, Images, Request};
 
 /// Most different stacks of one profile: some 30 MB of them.
@@ -107,22 +107,20 @@ impl Session {
         self.last_epoch.is_some_and(|last| last <= epoch)
     }
 
-    /// Looks anew which processes are meant; `None` means all.
-    pub(super) fn refresh_pids(&mut self, processes: &[Arc<Process>]) -> Option<&HashSet<u32>> {
-        let wanted: &dyn Fn(&Process) -> bool = match &self.begin.request.target {
+    /// Looks anew which processes are meant, among those that are known; `None` means all.
+    pub(super) fn refresh_pids(&mut self, known: &[process::Target]) -> Option<&HashSet<u32>> {
+        match &self.begin.request.target {
             Target::All => return None,
+            // It may not be known yet.
             Target::Pid(pid) => {
                 self.pids.insert(*pid);
-                return Some(&self.pids);
             }
-            Target::Service(name) => &|process| *process.service == **name,
-            Target::Container(id) => &|process| is_in_container(process, id),
-        };
-        let pids = processes
-            .iter()
-            .filter(|process| wanted(process))
-            .map(|process| process.pid);
-        self.pids.extend(pids);
+            target => {
+                let processes = known.iter().map(|listed| &listed.process);
+                let meant = processes.filter(|process| target.includes(process));
+                self.pids.extend(meant.map(|process| process.pid));
+            }
+        }
         Some(&self.pids)
     }
 

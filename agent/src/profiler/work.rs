@@ -1,7 +1,6 @@
 //! The profiler's thread: owns the sampler, runs the sessions.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -9,8 +8,9 @@ use std::time::{Duration, Instant};
 use ebpf_common::sample::SampleKey;
 
 use super::session::{Begin, Session};
-use super::{MAX_CONCURRENT, Processes, ProfileError};
+use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
+use crate::process::ProcessTable;
 use crate::symbolize::{ImageKey, Images};
 
 /// How often new stacks are read: soon enough to find a process still there that lives shortly.
@@ -25,7 +25,7 @@ const MAX_SERVICES: usize = 8192;
 /// See the module.
 pub(super) struct Worker {
     sampler: Sampler,
-    processes: Arc<dyn Processes>,
+    processes: Arc<ProcessTable>,
     sessions: Vec<Session>,
     known: Known,
     epoch: u32,
@@ -40,9 +40,9 @@ struct Known {
 
 impl Worker {
     /// Nothing is sampled yet.
-    pub(super) fn new(sampler: Sampler, processes: Arc<dyn Processes>, proc_root: &Path) -> Self {
+    pub(super) fn new(sampler: Sampler, processes: Arc<ProcessTable>) -> Self {
         let known = Known {
-            images: Images::new(proc_root),
+            images: Images::new("/proc"),
             services: HashMap::new(),
         };
         Self {
@@ -142,7 +142,7 @@ impl Worker {
             processes,
             ..
         } = self;
-        sampler.read_stacks(|key, user| known.observe(&**processes, key, user));
+        sampler.read_stacks(|key, user| known.observe(processes, key, user));
         if self
             .sessions
             .iter()
@@ -220,7 +220,7 @@ impl Worker {
             ..
         } = self;
         sampler.read_counts(
-            |key, user| known.observe(&**processes, key, user),
+            |key, user| known.observe(processes, key, user),
             |sample| sessions.iter_mut().for_each(|session| session.add(&sample)),
         )
     }
@@ -261,7 +261,7 @@ impl Worker {
 
 impl Known {
     /// Learns what has to be known of a sampled process before it ends.
-    fn observe(&mut self, processes: &dyn Processes, key: &SampleKey, user: &[u64]) {
+    fn observe(&mut self, processes: &ProcessTable, key: &SampleKey, user: &[u64]) {
         let image = ImageKey {
             pid: key.pid,
             image: key.image,

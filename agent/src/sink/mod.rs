@@ -2,9 +2,15 @@
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod flamegraph;
 pub mod otlp;
+pub mod pprof;
+#[cfg(test)]
+mod profile_fixture;
+pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod speedscope;
 pub mod summary;
 
 use crate::observation::Observation;

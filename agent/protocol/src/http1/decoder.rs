@@ -138,6 +138,11 @@ impl Decoder {
         matches!(self.state, State::Head) && self.buffer.is_empty()
     }
 
+    /// No message is under way, as far as can be told.
+    pub(crate) fn is_idle(&self) -> bool {
+        !matches!(self.state, State::Body(_)) && self.buffer.is_empty()
+    }
+
     pub(crate) const fn is_out_of_step(&self) -> bool {
         matches!(self.state, State::OutOfStep(_))
     }

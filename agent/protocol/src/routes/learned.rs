@@ -95,9 +95,27 @@ fn next_step(path: &str, depth: usize) -> Option<(Step<'_>, &str)> {
 impl Node {
     /// The name of the route that `path` has.
     fn find(&mut self, path: &str) -> Option<Arc<str>> {
+        let node = self.walk(path, |_| {})?;
+        if let Some(name) = node.route.as_ref()? {
+            return Some(Arc::clone(name));
+        }
+        let mut name = String::new();
+        let node = self.walk(path, |segment| {
+            name.push('/');
+            name.push_str(segment);
+        })?;
+        if name.is_empty() {
+            name.push('/');
+        }
+        let name: Arc<str> = name.into();
+        node.route = Some(Some(Arc::clone(&name)));
+        Some(name)
+    }
+
+    /// The node where `path` ends. Shows the segments of its route to `visit` on the way.
+    fn walk(&mut self, path: &str, mut visit: impl FnMut(&str)) -> Option<&mut Self> {
         let mut node = self;
         let mut rest = path;
-        let mut name = String::new();
         let mut depth = 0;
         while let Some((step, below)) = next_step(rest, depth) {
             let word = match step {
@@ -105,21 +123,15 @@ impl Node {
                 Step::Word(_) if !node.closed => return None,
                 Step::Word(_) | Step::Identifier => None,
             };
+            visit(word.unwrap_or(PARAMETER));
             node = match word {
                 Some(word) => node.words.get_mut(word)?,
                 None => node.parameter.as_mut()?,
             };
-            name.push('/');
-            name.push_str(word.unwrap_or(PARAMETER));
             rest = below;
             depth += 1;
         }
-        let route = node.route.as_mut()?;
-        let named = route.get_or_insert_with(|| match name.as_str() {
-            "" => "/".into(),
-            name => name.into(),
-        });
-        Some(Arc::clone(named))
+        Some(node)
     }
 
     /// Adds the route of `path`, which has none. True when words were taken for identifiers on the

@@ -116,6 +116,13 @@ impl Wire {
         std::iter::from_fn(|| self.connection.poll_observation()).collect()
     }
 
+    /// The one exchange that has ended.
+    pub fn exchange(&mut self) -> Exchange {
+        let mut exchanges = self.exchanges();
+        assert_eq!(exchanges.len(), 1, "{exchanges:#?}");
+        exchanges.remove(0)
+    }
+
     pub fn losses(&mut self) -> Vec<Loss> {
         let connection = &mut self.connection;
         self.losses

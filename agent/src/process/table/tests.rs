@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use ebpf_common::RecordKind;
 use tempfile::TempDir;
@@ -186,7 +187,7 @@ fn a_process_that_was_never_seen_is_unknown_and_counted_once() {
     let (_root, table) = table(&[]);
     check_name(&table, 40, "unknown", NameSource::Comm);
     check_name(&table, 40, "unknown", NameSource::Comm);
-    assert_eq!(table.counters().unknown.load(Ordering::Relaxed), 1);
+    assert_eq!(table.unknown.load(Ordering::Relaxed), 1);
     assert!(table.list().is_empty(), "it does not run");
 }
 
@@ -210,8 +211,8 @@ fn an_exec_replaces_the_process_and_an_exit_keeps_it() {
     table.note_seen(60, Some(8000), "http");
     let before = table.lookup(60);
 
-    // The same image told again: ports stay.
-    table.handle_exec(&exec(60, "python3"), b"");
+    // Nothing new: the same process, with its ports.
+    table.scan();
     assert!(Arc::ptr_eq(&before, &table.lookup(60)));
     assert_eq!(table.ports(60), [8000]);
 
@@ -275,6 +276,16 @@ fn a_scan_finds_what_runs_and_what_has_gone() {
     table.scan();
     assert_eq!(pids(&table), [81, 82]);
     check_name(&table, 81, "next", NameSource::Script);
+
+    // An exec that no event told of: before the probe was there, or lost.
+    Fake {
+        executable: "/usr/sbin/nginx",
+        command_line: &["nginx"],
+        ..python(82)
+    }
+    .write(root.path());
+    table.scan();
+    check_name(&table, 82, "nginx", NameSource::Executable);
 }
 
 #[test]
@@ -288,29 +299,45 @@ fn the_table_is_bounded_and_ended_processes_go_first() {
     table.handle_exit(8);
     table.handle_exec(&exec(9, "sleep"), b"sleep\0");
     assert!(table.len() <= 8);
-    let left: Vec<u32> = table
-        .list()
-        .iter()
-        .map(|target| target.process.pid)
-        .collect();
+    let left: BTreeSet<u32> = table.read().keys().copied().collect();
     assert_eq!(
         left,
-        [3, 4, 5, 6, 9],
+        BTreeSet::from([3, 4, 5, 6, 9]),
         "7 and 8 had ended, 1 and 2 were the oldest"
     );
-    assert_eq!(table.counters().evicted.load(Ordering::Relaxed), 4);
+    assert_eq!(table.evicted.load(Ordering::Relaxed), 4);
 }
 
 #[test]
-fn execs_beyond_the_budget_are_named_when_asked_for() {
-    let (_root, table) = table(&[python(90)]);
-    for _ in 0..=EXEC_READS_A_SECOND {
-        table.handle_exec(&exec(91, "true"), b"true\0");
-    }
+fn proc_is_read_when_somebody_asks_for_a_process_that_exec_told_of() {
+    let (_root, table) = table(&[python(90), python(91)]);
     table.handle_exec(&exec(90, "python3"), b"python3\0");
-    assert_eq!(table.list()[0].process.start_ticks, 0, "/proc was not read");
+    table.handle_exec(&exec(91, "python3"), b"python3\0");
+    table.handle_exec(&exec(92, "true"), b"true\0");
+    assert!(
+        table
+            .read()
+            .values()
+            .all(|entry| entry.process.start_ticks == 0)
+    );
     check_name(&table, 90, "orders", NameSource::Script);
-    assert_eq!(table.lookup(90).start_ticks, 100);
+    assert_eq!(table.read()[&91].process.start_ticks, 0);
+    let listed: Vec<_> = table
+        .list()
+        .iter()
+        .map(|target| target.process.start_ticks)
+        .collect();
+    assert_eq!(listed, [100, 100], "92 has ended");
+}
+
+#[test]
+fn an_exit_that_belonged_to_the_pids_former_owner_ends_nobody() {
+    let (_root, table) = table(&[python(93)]);
+    let before = table.lookup(93);
+    table.handle_exit(93);
+    assert!(table.list().is_empty());
+    assert!(Arc::ptr_eq(&before, &table.lookup(93)));
+    assert_eq!(table.list().len(), 1);
 }
 
 #[test]

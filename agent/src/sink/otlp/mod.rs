@@ -77,7 +77,7 @@ impl Default for OtlpOptions {
 #[derive(Debug, Error)]
 pub enum OtlpError {
     /// The endpoint is no URL that can be used.
-    #[error("`{endpoint}` cannot be an OTLP endpoint: {reason}")]
+    #[error("otlp.endpoint: `{endpoint}` cannot be used: {reason}")]
     BadEndpoint {
         /// As it was given.
         endpoint: String,
@@ -86,7 +86,7 @@ pub enum OtlpError {
     },
     /// A header has a name or value that HTTP does not allow. The value may be a secret and is not
     /// told.
-    #[error("the OTLP header `{name}` has a name or a value that HTTP does not allow")]
+    #[error("otlp.headers: `{name}` has a name or a value that HTTP does not allow")]
     BadHeader {
         /// The header's name.
         name: String,

@@ -248,3 +248,7 @@ fn header(value: &str) -> Value {
 fn integer(value: u64) -> Value {
     Value::I64(i64::try_from(value).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+#[path = "span_tests.rs"]
+mod tests;

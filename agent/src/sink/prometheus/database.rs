@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use hashbrown::Equivalent;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntGaugeVec, Opts, Registry};
+use prometheus::local::LocalHistogram;
+use prometheus::{HistogramVec, IntCounter, IntGaugeVec, Opts};
 use protocol::observation::{ClusterHealth, ElasticsearchCall, Exchange, SearchProduct};
 
 use super::buckets::{self, Buckets};
 use super::series::Family;
-use super::{port_label, record, register_histogram};
+use super::{histogram_vec, port_label, record};
 use crate::sink::semantics::{self, ErrorType, Server};
 
 /// The metrics of database calls, all seen at the client.
@@ -21,13 +22,12 @@ pub(super) struct DatabaseFamilies {
 
 impl DatabaseFamilies {
     pub(super) fn new(
-        registry: &Registry,
         buckets: &Buckets,
         max_series: usize,
         refused: &IntCounter,
     ) -> Result<Self, prometheus::Error> {
         let histogram = |name, help, labels: &[&str]| {
-            register_histogram(registry, buckets, name, help, labels)
+            histogram_vec(buckets, name, help, labels)
                 .map(|vec| Family::new(vec, max_series, refused.clone()))
         };
         let by_operation = ["service_name", "db_operation_name", "db_collection_name"];
@@ -38,7 +38,6 @@ impl DatabaseFamilies {
             ),
             &["server_address", "server_port", "cluster"],
         )?;
-        registry.register(Box::new(cluster_health.clone()))?;
         Ok(Self {
             duration: histogram(
                 buckets::DB_DURATION,
@@ -66,6 +65,16 @@ impl DatabaseFamilies {
             )?,
             cluster_health: Family::new(cluster_health, max_series, refused.clone()),
         })
+    }
+
+    /// Every histogram, for the registry and for forgetting.
+    pub(super) fn histograms(&self) -> [&Family<HistogramVec>; 3] {
+        [&self.duration, &self.took, &self.overhead]
+    }
+
+    /// The one gauge, likewise.
+    pub(super) fn cluster_health(&self) -> &Family<IntGaugeVec> {
+        &self.cluster_health
     }
 
     /// Takes in the answer to `_cluster/health`, where the call was one.
@@ -167,12 +176,21 @@ impl From<&DatabaseKeyRef<'_>> for DatabaseKey {
 /// Handles on the histograms of one set of labels; each is made when there is a first value for it.
 #[derive(Default)]
 pub(super) struct DatabaseSeries {
-    duration: Option<Histogram>,
-    took: Option<Histogram>,
-    overhead: Option<Histogram>,
+    duration: Option<LocalHistogram>,
+    took: Option<LocalHistogram>,
+    overhead: Option<LocalHistogram>,
 }
 
 impl DatabaseSeries {
+    /// Adds what was recorded to the histograms that are scraped.
+    pub(super) fn flush(&self) {
+        let handles = [&self.duration, &self.took, &self.overhead];
+        handles
+            .into_iter()
+            .flatten()
+            .for_each(LocalHistogram::flush);
+    }
+
     /// `false` when one of the families is full.
     pub(super) fn observe(
         &mut self,

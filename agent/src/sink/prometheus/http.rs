@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use hashbrown::Equivalent;
-use prometheus::{Histogram, HistogramVec, IntCounter, Registry};
+use prometheus::local::LocalHistogram;
+use prometheus::{HistogramVec, IntCounter};
 use protocol::observation::{Exchange, Role};
 
 use super::buckets::{self, Buckets};
 use super::series::Family;
-use super::{port_label, record, register_histogram};
+use super::{histogram_vec, port_label, record};
 use crate::observation::Observation;
 use crate::sink::semantics::{self, ErrorType, Server};
 
@@ -22,13 +23,12 @@ pub(super) struct HttpFamilies {
 
 impl HttpFamilies {
     pub(super) fn server(
-        registry: &Registry,
         buckets: &Buckets,
         max_series: usize,
         refused: &IntCounter,
     ) -> Result<Self, prometheus::Error> {
         let histogram = |name, help, labels: &[&str]| {
-            register_histogram(registry, buckets, name, help, labels)
+            histogram_vec(buckets, name, help, labels)
                 .map(|vec| Family::new(vec, max_series, refused.clone()))
         };
         let base = ["service_name", "http_request_method", "http_route"];
@@ -69,13 +69,12 @@ impl HttpFamilies {
     }
 
     pub(super) fn client(
-        registry: &Registry,
         buckets: &Buckets,
         max_series: usize,
         refused: &IntCounter,
     ) -> Result<Self, prometheus::Error> {
         let histogram = |name, help, labels: &[&str]| {
-            register_histogram(registry, buckets, name, help, labels)
+            histogram_vec(buckets, name, help, labels)
                 .map(|vec| Family::new(vec, max_series, refused.clone()))
         };
         let base = ["service_name", "http_request_method", "url_template"];
@@ -115,6 +114,16 @@ impl HttpFamilies {
                 &sized,
             )?,
         })
+    }
+
+    /// Every family, for the registry and for forgetting.
+    pub(super) fn families(&self) -> [&Family<HistogramVec>; 4] {
+        [
+            &self.duration,
+            &self.first_byte,
+            &self.request_body,
+            &self.response_body,
+        ]
     }
 }
 
@@ -188,13 +197,27 @@ impl From<&HttpKeyRef<'_>> for HttpKey {
 /// Handles on the histograms of one set of labels; each is made when there is a first value for it.
 #[derive(Default)]
 pub(super) struct HttpSeries {
-    duration: Option<Histogram>,
-    first_byte: Option<Histogram>,
-    request_body: Option<Histogram>,
-    response_body: Option<Histogram>,
+    duration: Option<LocalHistogram>,
+    first_byte: Option<LocalHistogram>,
+    request_body: Option<LocalHistogram>,
+    response_body: Option<LocalHistogram>,
 }
 
 impl HttpSeries {
+    /// Adds what was recorded to the histograms that are scraped.
+    pub(super) fn flush(&self) {
+        let handles = [
+            &self.duration,
+            &self.first_byte,
+            &self.request_body,
+            &self.response_body,
+        ];
+        handles
+            .into_iter()
+            .flatten()
+            .for_each(LocalHistogram::flush);
+    }
+
     /// `false` when one of the families is full.
     pub(super) fn observe(
         &mut self,

@@ -5,15 +5,20 @@
 //! exchange carries neither the arrival of its bytes nor the outcomes of its bulk items yet.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use hashbrown::{Equivalent, HashMap};
-use prometheus::{Histogram, HistogramOpts, HistogramVec, Registry};
+use prometheus::core::{Collector, Desc};
+use prometheus::local::LocalHistogram;
+use prometheus::proto::MetricFamily;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, Registry};
 use protocol::observation::Role;
 
 use buckets::Buckets;
 use database::{DatabaseFamilies, DatabaseKey, DatabaseKeyRef, DatabaseSeries};
 use http::{HttpFamilies, HttpKey, HttpKeyRef, HttpSeries};
+use series::Family;
 
 use super::Sink;
 use super::semantics;
@@ -28,6 +33,12 @@ mod series;
 /// Series whose handles one worker keeps, a kind. Beyond it the worker forgets them all and looks
 /// them up again as they come.
 const MAX_CACHED_SERIES: usize = 20_000;
+
+/// How long a series stays without a value.
+const IDLE_AFTER: Duration = Duration::from_secs(3_600);
+
+/// How often idle series are looked for, at most.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// How the metrics are made.
 #[derive(Clone, Debug)]
@@ -51,14 +62,8 @@ impl Default for PrometheusOptions {
 /// The traffic metrics; makes one [`Sink`] a worker. Clones share the metrics.
 #[derive(Clone)]
 pub struct PrometheusSink {
-    families: Arc<Families>,
+    traffic: Traffic,
     exchanges: Exchanges,
-}
-
-struct Families {
-    server: HttpFamilies,
-    client: HttpFamilies,
-    database: DatabaseFamilies,
 }
 
 impl PrometheusSink {
@@ -72,16 +77,15 @@ impl PrometheusSink {
         options: &PrometheusOptions,
         self_metrics: &SelfMetrics,
     ) -> Result<Self, prometheus::Error> {
-        let buckets = &Buckets::new(&options.buckets);
-        let max_series = options.max_series;
         let refused = self_metrics.losses.counter("prometheus", "series_limit");
-        let families = Families {
-            server: HttpFamilies::server(registry, buckets, max_series, &refused)?,
-            client: HttpFamilies::client(registry, buckets, max_series, &refused)?,
-            database: DatabaseFamilies::new(registry, buckets, max_series, &refused)?,
-        };
+        let traffic = Traffic(Arc::new(Shared {
+            families: Families::new(options, &refused)?,
+            tables: Mutex::default(),
+            forgot: Mutex::new(Instant::now()),
+        }));
+        registry.register(Box::new(traffic.clone()))?;
         Ok(Self {
-            families: Arc::new(families),
+            traffic,
             exchanges: self_metrics.exchanges.clone(),
         })
     }
@@ -89,23 +93,23 @@ impl PrometheusSink {
     /// A handle for one worker.
     #[must_use]
     pub fn worker(&self) -> PrometheusWorker {
+        let table = Arc::new(Mutex::new(Table::default()));
+        lock(&self.traffic.0.tables).push(Arc::clone(&table));
         PrometheusWorker {
-            families: Arc::clone(&self.families),
+            traffic: self.traffic.clone(),
+            table,
             exchanges: self.exchanges.clone(),
-            http: HashMap::new(),
-            database: HashMap::new(),
             address: String::new(),
         }
     }
 }
 
-/// One worker's handle. It remembers the series that it has met, so that an exchange with known
-/// labels takes no lock and allocates nothing.
+/// One worker's handle. It sums into a table of its own, whose lock nobody else takes but a scrape:
+/// an exchange with known labels waits for no other worker and allocates nothing.
 pub struct PrometheusWorker {
-    families: Arc<Families>,
+    traffic: Traffic,
+    table: Arc<Mutex<Table>>,
     exchanges: Exchanges,
-    http: HashMap<HttpKey, HttpSeries>,
-    database: HashMap<DatabaseKey, DatabaseSeries>,
     /// Scratch for the address of a peer that no `Host` names.
     address: String,
 }
@@ -117,27 +121,146 @@ impl Sink for PrometheusWorker {
         if !semantics::is_observed(exchange.outcome) {
             return;
         }
-        let (families, server) = match exchange.role {
-            Role::Server => (&self.families.server, None),
+        let families = &self.traffic.0.families;
+        let (http, server) = match exchange.role {
+            Role::Server => (&families.server, None),
             Role::Client => (
-                &self.families.client,
+                &families.client,
                 Some(semantics::server_of(observation, &mut self.address)),
             ),
         };
+        let mut table = lock(&self.table);
         let key = HttpKeyRef::new(observation, server);
-        with_series(&mut self.http, &key, |series| {
-            series.observe(families, &key, exchange)
+        with_series(&mut table.http, &key, |series| {
+            series.observe(http, &key, exchange)
         });
 
         let (Some(call), Some(server)) = (&exchange.elasticsearch, server) else {
             return;
         };
-        let families = &self.families.database;
+        let database = &families.database;
         let key = DatabaseKeyRef::new(&observation.process.service, call, exchange, server);
-        with_series(&mut self.database, &key, |series| {
-            series.observe(families, &key, call, exchange)
+        with_series(&mut table.database, &key, |series| {
+            series.observe(database, &key, call, exchange)
         });
-        families.set_cluster_health(call, server);
+        database.set_cluster_health(call, server);
+    }
+}
+
+/// What one worker has met since the last scrape, by series.
+#[derive(Default)]
+struct Table {
+    http: HashMap<HttpKey, HttpSeries>,
+    database: HashMap<DatabaseKey, DatabaseSeries>,
+}
+
+impl Table {
+    fn flush(&self) {
+        self.http.values().for_each(HttpSeries::flush);
+        self.database.values().for_each(DatabaseSeries::flush);
+    }
+
+    /// Lets go of every handle; what was recorded is flushed.
+    fn clear(&mut self) {
+        self.http.clear();
+        self.database.clear();
+    }
+}
+
+/// What the registry scrapes: all families, brought up to date from all workers.
+#[derive(Clone)]
+struct Traffic(Arc<Shared>);
+
+struct Shared {
+    families: Families,
+    tables: Mutex<Vec<Arc<Mutex<Table>>>>,
+    /// When idle series were last looked for.
+    forgot: Mutex<Instant>,
+}
+
+impl Traffic {
+    fn flush(&self) {
+        for table in lock(&self.0.tables).iter() {
+            lock(table).flush();
+        }
+    }
+
+    /// Drops series that had no value for [`IDLE_AFTER`]: services come and go, and those that went
+    /// must not keep the places of those that come.
+    fn forget_idle(&self, now: Instant) {
+        let mut forgot = lock(&self.0.forgot);
+        if now.saturating_duration_since(*forgot) < FORGET_EVERY {
+            return;
+        }
+        *forgot = now;
+        let Some(before) = now.checked_sub(IDLE_AFTER) else {
+            return;
+        };
+        let tables = lock(&self.0.tables);
+        // All of them at once: no worker can record into a series while it is dropped.
+        let mut tables: Vec<_> = tables.iter().map(|table| lock(table)).collect();
+        tables.iter().for_each(|table| table.flush());
+        if self.0.families.forget_idle(before, now) > 0 {
+            tables.iter_mut().for_each(|table| table.clear());
+        }
+    }
+}
+
+impl Collector for Traffic {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0
+            .families
+            .collectors()
+            .flat_map(Collector::desc)
+            .collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.forget_idle(Instant::now());
+        self.flush();
+        self.0
+            .families
+            .collectors()
+            .flat_map(Collector::collect)
+            .collect()
+    }
+}
+
+struct Families {
+    server: HttpFamilies,
+    client: HttpFamilies,
+    database: DatabaseFamilies,
+}
+
+impl Families {
+    fn new(options: &PrometheusOptions, refused: &IntCounter) -> Result<Self, prometheus::Error> {
+        let buckets = &Buckets::new(&options.buckets);
+        Ok(Self {
+            server: HttpFamilies::server(buckets, options.max_series, refused)?,
+            client: HttpFamilies::client(buckets, options.max_series, refused)?,
+            database: DatabaseFamilies::new(buckets, options.max_series, refused)?,
+        })
+    }
+
+    fn histograms(&self) -> impl Iterator<Item = &Family<HistogramVec>> {
+        let http = self
+            .server
+            .families()
+            .into_iter()
+            .chain(self.client.families());
+        http.chain(self.database.histograms())
+    }
+
+    fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
+        let gauge = self.database.cluster_health().collector();
+        self.histograms().map(Family::collector).chain([gauge])
+    }
+
+    fn forget_idle(&self, before: Instant, now: Instant) -> usize {
+        let histograms = self
+            .histograms()
+            .map(|family| family.forget_idle(before, now));
+        histograms.sum::<usize>() + self.database.cluster_health().forget_idle(before, now)
     }
 }
 
@@ -170,7 +293,7 @@ fn with_series<'q, K, Q, S>(
 /// Records `value` in the histogram that `handle` keeps; `find` gets it the first time. `false`
 /// when its family is full.
 fn record(
-    handle: &mut Option<Histogram>,
+    handle: &mut Option<LocalHistogram>,
     value: f64,
     find: impl FnOnce() -> (Histogram, bool),
 ) -> bool {
@@ -181,22 +304,26 @@ fn record(
     let (histogram, within) = find();
     histogram.observe(value);
     if within {
-        *handle = Some(histogram);
+        *handle = Some(histogram.local());
     }
     within
 }
 
-fn register_histogram(
-    registry: &Registry,
+fn histogram_vec(
     buckets: &Buckets,
     name: &'static str,
     help: &'static str,
     labels: &[&str],
 ) -> Result<HistogramVec, prometheus::Error> {
-    let options = HistogramOpts::new(name, help).buckets(buckets.of(name));
-    let histogram = HistogramVec::new(options, labels)?;
-    registry.register(Box::new(histogram.clone()))?;
-    Ok(histogram)
+    HistogramVec::new(
+        HistogramOpts::new(name, help).buckets(buckets.of(name)),
+        labels,
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Counts are valid after any panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn port_label(port: Option<u16>) -> String {

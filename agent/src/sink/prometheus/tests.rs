@@ -209,7 +209,7 @@ fn series_beyond_the_bound_are_counted_and_not_lost() {
             worker.observe(&one);
         }
         assert_eq!(
-            worker.http.len(),
+            lock(&worker.table).http.len(),
             3,
             "round {round}: what overflows is not cached"
         );
@@ -271,4 +271,81 @@ fn overhead_is_never_negative() {
         setup.value(&format!("elasticsearch_took_seconds_sum{labels}")),
         0.011
     );
+}
+
+#[test]
+fn a_series_that_was_forgotten_begins_again() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    let observation = observation("shop", Role::Server, "/");
+    worker.observe(&observation);
+    let count = r#"http_server_request_duration_seconds_count{error_type="",http_request_method="GET",http_response_status_code="200",http_route="/",service_name="shop"}"#;
+    let start = Instant::now();
+    setup.sink.traffic.forget_idle(start + FORGET_EVERY);
+    worker.observe(&observation);
+    assert_eq!(setup.value(count), 2.0, "in use: it stays");
+    setup.sink.traffic.forget_idle(start + 2 * FORGET_EVERY);
+    setup
+        .sink
+        .traffic
+        .forget_idle(start + 3 * FORGET_EVERY + IDLE_AFTER);
+    assert!(!setup.text().contains("shop"), "an hour without a value");
+    worker.observe(&observation);
+    assert_eq!(setup.value(count), 1.0, "and back at the first");
+}
+
+#[test]
+fn what_a_worker_met_is_told_after_its_end() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    setup
+        .sink
+        .worker()
+        .observe(&observation("shop", Role::Server, "/"));
+    assert!(
+        setup
+            .text()
+            .contains("http_server_request_duration_seconds_count")
+    );
+}
+
+#[test]
+fn scrapes_beside_busy_workers_lose_nothing_and_never_go_back() {
+    const WORKERS: u64 = 3;
+    const EACH: u64 = 5_000;
+    let setup = Setup::new(&PrometheusOptions::default());
+    let count = || -> u64 {
+        let text = setup.text();
+        let of_line = |line: &str| -> u64 { line.rsplit(' ').next().unwrap().parse().unwrap() };
+        let counts = text
+            .lines()
+            .filter(|it| it.starts_with("http_client_request_duration_seconds_count"));
+        counts.map(of_line).sum()
+    };
+    let mut last = 0;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|_| {
+                let mut worker = setup.sink.worker();
+                scope.spawn(move || {
+                    let observations = [search("shop"), search("other")];
+                    for n in 0..EACH {
+                        worker.observe(&observations[n as usize % 2]);
+                    }
+                })
+            })
+            .collect();
+        while !workers
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            // Caches are let go of as well, as after a series that was forgotten.
+            for table in lock(&setup.sink.traffic.0.tables).iter() {
+                lock(table).clear();
+            }
+            let now = count();
+            assert!(now >= last, "{now} after {last}");
+            last = now;
+        }
+    });
+    assert_eq!(count(), WORKERS * EACH);
 }

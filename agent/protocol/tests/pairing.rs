@@ -1,0 +1,321 @@
+//! Which answer goes to which request: pipelining, records out of order, records lost.
+
+mod wire;
+
+use protocol::observation::{Exchange, Outcome};
+use protocol::{CloseReason, Cursor, Direction, Limits, LossReason};
+use wire::Wire;
+
+/// A request and its answer that tell by their path and status that they belong together.
+fn request(index: u16) -> Vec<u8> {
+    format!("GET /{index} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes()
+}
+
+fn response(index: u16) -> Vec<u8> {
+    let status = 400 + index;
+    format!("HTTP/1.1 {status} X\r\nContent-Length: 4\r\n\r\nbody").into_bytes()
+}
+
+fn joined(messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    messages.flatten().collect()
+}
+
+fn outcomes(exchanges: &[Exchange]) -> Vec<(u16, Outcome)> {
+    let index = |exchange: &Exchange| exchange.path[1..].parse().unwrap();
+    exchanges
+        .iter()
+        .inspect(|exchange| assert_well_paired(exchange))
+        .map(|exchange| (index(exchange), exchange.outcome))
+        .collect()
+}
+
+/// An answer's status says which request it is for.
+fn assert_well_paired(exchange: &Exchange) {
+    if let Some(status) = exchange.status {
+        assert_eq!(&*exchange.path, format!("/{}", status - 400));
+    }
+}
+
+fn matched(indices: impl Iterator<Item = u16>) -> Vec<(u16, Outcome)> {
+    indices.map(|index| (index, Outcome::Matched)).collect()
+}
+
+#[test]
+fn pipelined_requests_in_one_segment() {
+    let mut wire = Wire::server();
+    wire.request(&joined((0..20).map(request)));
+    assert_eq!(wire.connection.in_flight(), 20);
+    wire.response(&joined((0..7).map(response)));
+    wire.response(&joined((7..20).map(response)));
+    assert_eq!(outcomes(&wire.exchanges()), matched(0..20));
+    wire.assert_nothing_lost();
+}
+
+#[test]
+fn answers_in_the_same_segment_as_a_long_body_ends() {
+    let mut wire = Wire::server();
+    wire.request(&joined((0..2).map(request)));
+    wire.response(b"HTTP/1.1 400 X\r\nContent-Length: 5000\r\n\r\n");
+    wire.advance(false, 4998);
+    let mut end = b"xx".to_vec();
+    end.extend(response(1));
+    wire.response(&end);
+    assert_eq!(outcomes(&wire.exchanges()), matched(0..2));
+    wire.assert_nothing_lost();
+}
+
+#[test]
+fn a_response_whose_record_comes_before_its_request_s() {
+    let mut wire = Wire::server();
+    for index in 0..3 {
+        let before_request = wire.advance(true, request(index).len() as u64);
+        let request_ns = wire.now_ns;
+        let before_response = wire.advance(false, response(index).len() as u64);
+        let response_ns = wire.now_ns;
+        let bytes = response(index);
+        wire.show(false, before_response, &bytes, bytes.len(), 0, response_ns);
+        assert!(wire.exchanges().is_empty());
+        let bytes = request(index);
+        wire.show(true, before_request, &bytes, bytes.len(), 0, request_ns);
+        assert_eq!(outcomes(&wire.exchanges()), matched(index..=index));
+    }
+    wire.assert_nothing_lost();
+}
+
+#[test]
+fn a_response_to_what_came_before_the_agent_is_an_orphan() {
+    let mut wire = Wire::client();
+    wire.response(&response(0));
+    wire.request(&request(1));
+    wire.response(&response(1));
+    assert_eq!(outcomes(&wire.exchanges()), matched(1..2));
+    let losses = wire.losses();
+    assert_eq!(
+        (losses[0].reason, losses[0].count),
+        (LossReason::OrphanResponse, 1)
+    );
+}
+
+#[test]
+fn a_connection_that_the_agent_meets_in_the_middle_of_a_body() {
+    let mut wire = Wire::server();
+    wire.request(b"rest of an upload that began before");
+    wire.response(&response(0));
+    for index in 1..3 {
+        wire.request(&request(index));
+        wire.response(&response(index));
+    }
+    assert_eq!(outcomes(&wire.exchanges()), matched(1..3));
+}
+
+#[test]
+fn a_response_that_nothing_explains_does_not_wait_for_ever() {
+    let mut wire = Wire::server();
+    for _ in 0..20 {
+        wire.response(&response(0));
+    }
+    wire.close(CloseReason::Fin);
+    assert!(wire.exchanges().is_empty());
+    let orphans = wire.losses()[0];
+    assert_eq!(orphans.reason, LossReason::OrphanResponse);
+    assert!(wire.connection.is_idle());
+}
+
+#[test]
+fn a_lost_response_ends_its_request_alone() {
+    let mut wire = Wire::server();
+    for index in 0..3 {
+        wire.request(&request(index));
+        if index == 1 {
+            wire.advance(false, response(index).len() as u64);
+        } else {
+            wire.response(&response(index));
+        }
+    }
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Matched),
+            (1, Outcome::Resynchronized),
+            (2, Outcome::Matched)
+        ]
+    );
+    assert_eq!(wire.losses()[0].reason, LossReason::Gap);
+}
+
+#[test]
+fn a_lost_request_leaves_an_orphan() {
+    let mut wire = Wire::server();
+    for index in 0..4 {
+        if index == 1 {
+            wire.advance(true, request(index).len() as u64);
+        } else {
+            wire.request(&request(index));
+        }
+        wire.response(&response(index));
+    }
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Matched),
+            (2, Outcome::Matched),
+            (3, Outcome::Matched)
+        ]
+    );
+    let reasons: Vec<_> = wire.losses().iter().map(|loss| loss.reason).collect();
+    assert_eq!(reasons, [LossReason::Gap, LossReason::OrphanResponse]);
+}
+
+#[test]
+fn a_lost_exchange_leaves_its_neighbours_alone() {
+    let mut wire = Wire::server();
+    for index in 0..4 {
+        if index == 1 {
+            wire.advance(true, request(index).len() as u64);
+            wire.advance(false, response(index).len() as u64);
+        } else {
+            wire.request(&request(index));
+            wire.response(&response(index));
+        }
+    }
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Matched),
+            (2, Outcome::Matched),
+            (3, Outcome::Matched)
+        ]
+    );
+}
+
+#[test]
+fn a_lost_interim_response_does_not_cost_the_answer() {
+    let mut wire = Wire::server();
+    wire.request(&request(0));
+    wire.advance(false, 25);
+    wire.response(&response(0));
+    assert_eq!(outcomes(&wire.exchanges()), matched(0..1));
+}
+
+#[test]
+fn pipelined_requests_with_a_lost_answer_are_never_mispaired() {
+    let mut wire = Wire::server();
+    wire.request(&joined((0..4).map(request)));
+    wire.response(&response(0));
+    wire.advance(false, response(1).len() as u64);
+    wire.response(&response(2));
+    wire.response(&response(3));
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Matched),
+            (1, Outcome::Resynchronized),
+            (2, Outcome::Resynchronized),
+            (3, Outcome::Resynchronized)
+        ]
+    );
+    // The next batch begins when all is answered.
+    wire.request(&joined((4..6).map(request)));
+    wire.response(&joined((4..6).map(response)));
+    assert_eq!(outcomes(&wire.exchanges()), matched(4..6));
+}
+
+#[test]
+fn pipelined_requests_with_a_lost_request_are_never_mispaired() {
+    let mut wire = Wire::server();
+    wire.request(&joined((0..2).map(request)));
+    wire.advance(true, request(2).len() as u64);
+    wire.request(&request(3));
+    wire.response(&joined((0..2).map(response)));
+    wire.response(&joined((2..4).map(response)));
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Matched),
+            (1, Outcome::Matched),
+            (3, Outcome::Resynchronized)
+        ]
+    );
+    wire.request(&joined((4..6).map(request)));
+    wire.response(&joined((4..6).map(response)));
+    assert_eq!(outcomes(&wire.exchanges()), matched(4..6));
+}
+
+#[test]
+fn a_batch_longer_than_what_is_captured() {
+    let mut wire = Wire::server();
+    for batch in 0..2 {
+        let indices = batch * 100..batch * 100 + 100;
+        let requests = joined(indices.clone().map(request));
+        wire.send(true, &requests, 1000, 0);
+        let seen = wire.connection.in_flight();
+        assert!((20..60).contains(&seen), "{seen}");
+        for index in indices.clone() {
+            wire.response(&response(index));
+        }
+        let exchanges = wire.exchanges();
+        let matched = exchanges.iter().filter(|e| e.outcome == Outcome::Matched);
+        assert!(matched.count() + 1 >= seen);
+        exchanges.iter().for_each(assert_well_paired);
+    }
+}
+
+#[test]
+fn a_client_that_never_pauses_is_given_up_after_a_loss() {
+    let mut wire = Wire::client();
+    for index in 0..10 {
+        wire.request(&request(index + 1));
+        if index == 5 {
+            wire.advance(true, request(99).len() as u64);
+        }
+        if index > 0 {
+            wire.response(&response(index));
+        }
+    }
+    let exchanges = wire.exchanges();
+    exchanges.iter().for_each(assert_well_paired);
+    assert!(
+        exchanges
+            .iter()
+            .any(|e| e.outcome == Outcome::Resynchronized)
+    );
+}
+
+#[test]
+fn a_full_queue_is_given_up_as_a_whole() {
+    let limits = Limits {
+        requests_in_flight: 4,
+        ..Limits::default()
+    };
+    let mut wire = Wire::new(Direction::Egress, limits);
+    wire.request(&joined((0..6).map(request)));
+    assert_eq!(wire.connection.in_flight(), 2);
+    wire.response(&joined((0..6).map(response)));
+    let exchanges = wire.exchanges();
+    exchanges.iter().for_each(assert_well_paired);
+    let evicted = exchanges.iter().filter(|e| e.outcome == Outcome::Evicted);
+    assert_eq!(evicted.count(), 4);
+    assert_eq!(exchanges.len(), 6);
+}
+
+#[test]
+fn segments_without_captured_bytes() {
+    let mut wire = Wire::server();
+    wire.send(true, &request(0), 0, 0);
+    wire.send(false, &response(0), 0, 0);
+    wire.request(&request(1));
+    wire.response(&response(1));
+    assert_eq!(outcomes(&wire.exchanges()), matched(1..2));
+}
+
+#[test]
+fn offsets_at_the_end_of_their_range() {
+    let mut wire = Wire::server();
+    let previous = Cursor {
+        offset_bytes: u64::MAX - 3,
+        last_ns: 1,
+    };
+    wire.show(true, previous, &request(0), 10, 16, u64::MAX);
+    wire.show(true, previous, &request(0), 10, 16, u64::MAX);
+    wire.close(CloseReason::Fin);
+}

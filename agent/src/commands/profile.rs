@@ -1,0 +1,150 @@
+//! `telltale profile`: one CPU profile, without a running agent.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+use profile::Profile;
+
+use crate::cli::ProfileArgs;
+use crate::config::ConfigError;
+use crate::probes::load::{LoadOptions, load};
+use crate::probes::sampler::Sampler;
+use crate::process::ProcessTable;
+use crate::profiler::{ProfileRequest, Profiler, Target};
+use crate::sink::profile_format::ProfileFormat;
+
+/// Takes the profile and writes it to the file.
+///
+/// # Errors
+/// A [`ConfigError::Usage`] for flags that can't be followed (exit status 2), anything else for
+/// what went wrong (exit status 1). Each reads as one line.
+pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
+    let format = ProfileFormat::of_file(&args.output).ok_or_else(|| {
+        let name = args.output.display();
+        ConfigError::Usage(format!(
+            "--output is `{name}`: the name has to end in .pb.gz (pprof), .svg (flamegraph), \
+             .folded or .json (speedscope)"
+        ))
+    })?;
+    let request = ProfileRequest {
+        target: target(args)?,
+        duration: Duration::from_secs(args.seconds),
+        hz: args.hz,
+    };
+    // Before anything is sampled: a folder that can't be written to is the commonest mistake.
+    let name = args.output.display();
+    let file = File::create(&args.output).with_context(|| format!("cannot write `{name}`"))?;
+    let taken = tokio::select! {
+        taken = take(request, format) => taken,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+    };
+    let written = taken.and_then(|(profile, bytes)| {
+        (&file)
+            .write_all(&bytes)
+            .with_context(|| format!("cannot write `{name}`"))?;
+        Ok(profile)
+    });
+    match written {
+        Ok(profile) => {
+            println!("{}", summary(&profile, &args.output));
+            Ok(())
+        }
+        Err(error) => {
+            // An empty file would look like a profile.
+            let _ = fs::remove_file(&args.output);
+            Err(error)
+        }
+    }
+}
+
+/// What the flags mean.
+fn target(args: &ProfileArgs) -> Result<Target, ConfigError> {
+    match (args.pid, &args.service, args.all) {
+        (Some(pid), None, false) => Ok(Target::Pid(pid)),
+        (None, Some(service), false) => Ok(Target::Service(service.clone())),
+        (None, None, true) => Ok(Target::All),
+        _ => Err(ConfigError::Usage(
+            "one of --pid, --service and --all is needed".to_owned(),
+        )),
+    }
+}
+
+async fn take(
+    request: ProfileRequest,
+    format: ProfileFormat,
+) -> anyhow::Result<(Profile, Vec<u8>)> {
+    let title = request.to_string();
+    let bar = progress_bar(request.duration);
+    let started = tokio::task::spawn_blocking(start);
+    let profiler = started.await.context("cannot start the profiler")??;
+    let profile = {
+        let collecting = profiler.collect(request);
+        tokio::pin!(collecting);
+        let begin = Instant::now();
+        let mut redraw = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                profile = &mut collecting => break profile?,
+                _ = redraw.tick() => {
+                    bar.set_position(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX));
+                }
+            }
+        }
+    };
+    bar.finish_and_clear();
+    let bytes = format
+        .encode(&profile, &title)
+        .context("cannot encode the profile")?;
+    Ok((profile, bytes))
+}
+
+/// Loads the kernel side, of which only the sampler is used.
+fn start() -> anyhow::Result<Profiler> {
+    let mut loaded = load(&LoadOptions::MINIMAL)?;
+    let sampler = Sampler::new(&mut loaded.ebpf)?;
+    let processes = Arc::new(ProcessTable::default());
+    processes.scan();
+    Profiler::new(sampler, processes, None).context("cannot start a thread")
+}
+
+/// Drawn on a terminal alone.
+fn progress_bar(duration: Duration) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} %")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(millis)
+        .with_style(style)
+        .with_message("sampling")
+}
+
+/// One line on what was written.
+fn summary(profile: &Profile, output: &Path) -> String {
+    let unnamed = profile
+        .frames
+        .iter()
+        .filter(|frame| frame.functions.is_empty())
+        .count();
+    let mut line = format!(
+        "{}: {} samples, {} stacks, {} of {} frames named",
+        output.display(),
+        profile.sample_count(),
+        profile.samples.len(),
+        profile.frames.len() - unnamed,
+        profile.frames.len(),
+    );
+    if profile.lost_samples > 0 {
+        line.push_str(&format!(", {} samples lost", profile.lost_samples));
+    }
+    if profile.samples.is_empty() {
+        line.push_str(" (it did not run on a CPU while it was watched)");
+    }
+    line
+}

@@ -1,0 +1,305 @@
+//! Real servers with a known set of routes. Each writes a line a request, its own truth.
+//!
+//! The application servers share their routes: `GET|HEAD|DELETE /items/{id}` (200, 422 with
+//! `?limit=many`, 204), `POST /items` (201), `GET /get_complete_tree/{id}` (chunked),
+//! `GET /cached` (200, 304), `GET /fail` (500), `GET /sleep/{milliseconds}`; else 404.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::child::{Child, free_port};
+use crate::load::Key;
+use crate::prerequisite;
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running server. Dropping it ends it.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The service name that the agent should give it; unlike any other on the machine.
+    pub service: String,
+    child: Child,
+    log: PathBuf,
+}
+
+/// What a server says about one request.
+#[derive(Clone, Debug)]
+pub struct HandlerLine {
+    /// Method.
+    pub method: String,
+    /// Path without the query.
+    pub path: String,
+    /// Status code.
+    pub status: u16,
+    /// Time in the handler, which lies within the time on the wire.
+    pub seconds: f64,
+    /// The process that answered.
+    pub pid: u32,
+}
+
+/// What nginx does beside its static files (`/files/`, in `folder()/files`) and its returns
+/// (`/return` 200, `/empty` 204, `/teapot` 418, `/broken` 500, `/moved` 301).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NginxOptions<'a> {
+    /// Passes every other path on to this upstream: `127.0.0.1:8000`, `unix:/path`.
+    pub proxy_to: Option<&'a str>,
+}
+
+impl Server {
+    /// uvicorn with the FastAPI application, one process.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn uvicorn() -> Result<Self> {
+        Self::start("uvicorn", |place| {
+            let mut command = Command::new(prerequisite::python("uvicorn")?);
+            command.args([
+                "fastapi_app:api",
+                "--no-access-log",
+                "--log-level",
+                "warning",
+            ]);
+            command.args(["--host", "127.0.0.1", "--port", &place.port.to_string()]);
+            Ok(command)
+        })
+    }
+
+    /// gunicorn with the Flask application: two worker processes of four threads each.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn gunicorn() -> Result<Self> {
+        Self::start("gunicorn", |place| {
+            gunicorn_command(&format!("127.0.0.1:{}", place.port))
+        })
+    }
+
+    /// The same on a Unix socket, with nginx in front; returns nginx first.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub fn gunicorn_behind_nginx() -> Result<(Self, Self)> {
+        let folder = tempfile::tempdir()?;
+        let socket = format!("unix:{}", folder.path().join("socket").display());
+        let place = Place {
+            port: 0,
+            log: folder.path().join("requests.log"),
+        };
+        let service = unique_name("gunicorn-unix", std::process::id());
+        let command = with_environment(gunicorn_command(&socket)?, &service, &place);
+        let path = folder.path().join("socket");
+        let mut child = Child::spawn("gunicorn", command, folder)?;
+        child.wait_until(START_TIMEOUT, || path.exists())?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let gunicorn = Self {
+            address,
+            service,
+            child,
+            log: place.log,
+        };
+        let nginx = Self::nginx(NginxOptions {
+            proxy_to: Some(&socket),
+        })?;
+        Ok((nginx, gunicorn))
+    }
+
+    /// Node with the Express application.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn express() -> Result<Self> {
+        Self::start("express", |_| {
+            let mut command = Command::new(prerequisite::on_path("node")?);
+            command.arg(prerequisite::workload("express_app.js"));
+            command.env("NODE_PATH", prerequisite::node_modules("express")?);
+            Ok(command)
+        })
+    }
+
+    /// The axum application; `binary` is `env!("CARGO_BIN_EXE_axum_server")`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn axum(binary: &str) -> Result<Self> {
+        Self::start("axum", |place| {
+            let mut command = Command::new(binary);
+            command.arg(place.port.to_string()).arg(&place.log);
+            Ok(command)
+        })
+    }
+
+    /// nginx with one worker.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn nginx(options: NginxOptions<'_>) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let port = free_port()?;
+        let service = unique_name("nginx", u32::from(port));
+        // nginx writes its title over its environment, so that only the executable names it.
+        let binary = folder.path().join(&service);
+        std::fs::copy(prerequisite::on_path("nginx")?, &binary)?;
+        std::fs::create_dir(folder.path().join("files"))?;
+        let (upstream, proxy) = match options.proxy_to {
+            Some(server) => (
+                format!("upstream application {{ server {server}; keepalive 8; }}"),
+                "location / { proxy_pass http://application; proxy_http_version 1.1; \
+                 proxy_set_header Connection \"\"; }",
+            ),
+            None => (String::new(), ""),
+        };
+        let config = std::fs::read_to_string(prerequisite::workload("nginx.conf"))?
+            .replace("@FOLDER@", &folder.path().display().to_string())
+            .replace("@PORT@", &port.to_string())
+            .replace("@UPSTREAM@", &upstream)
+            .replace("@PROXY@", proxy);
+        let config_path = folder.path().join("nginx.conf");
+        std::fs::write(&config_path, config)?;
+        let log = folder.path().join("requests.log");
+        let mut command = Command::new(binary);
+        command
+            .arg("-p")
+            .arg(folder.path())
+            .arg("-c")
+            .arg(config_path);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut child = Child::spawn("nginx", command, folder)?;
+        child.wait_for_port(address, START_TIMEOUT)?;
+        Ok(Self {
+            address,
+            service,
+            child,
+            log,
+        })
+    }
+
+    /// A folder that lives as long as the server.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.child.folder()
+    }
+
+    /// Process id of the (main) process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// The server's own account of its requests so far.
+    ///
+    /// # Errors
+    /// When a line of it is not whole.
+    pub fn handler_lines(&self) -> Result<Vec<HandlerLine>> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines()
+            .map(|line| parse_line(line).with_context(|| line.to_owned()))
+            .collect()
+    }
+
+    /// [`Self::handler_lines`] as count and seconds by key; what looks like an identifier in the
+    /// path is `{id}`.
+    ///
+    /// # Errors
+    /// As [`Self::handler_lines`].
+    pub fn handler_tally(&self) -> Result<BTreeMap<Key, (u64, f64)>> {
+        let mut tally: BTreeMap<_, (u64, f64)> = BTreeMap::new();
+        for line in self.handler_lines()? {
+            let key = [line.method, route_of(&line.path), line.status.to_string()];
+            let entry = tally.entry(key).or_default();
+            entry.0 += 1;
+            entry.1 += line.seconds;
+        }
+        Ok(tally)
+    }
+
+    fn start(name: &str, command: impl FnOnce(&Place) -> Result<Command>) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let place = Place {
+            port: free_port()?,
+            log: folder.path().join("requests.log"),
+        };
+        let service = unique_name(name, u32::from(place.port));
+        let command = with_environment(command(&place)?, &service, &place);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, place.port));
+        let mut child = Child::spawn(name, command, folder)?;
+        child.wait_for_port(address, START_TIMEOUT)?;
+        Ok(Self {
+            address,
+            service,
+            child,
+            log: place.log,
+        })
+    }
+}
+
+struct Place {
+    port: u16,
+    log: PathBuf,
+}
+
+fn unique_name(name: &str, number: u32) -> String {
+    format!("e2e-{name}-{number}")
+}
+
+fn with_environment(mut command: Command, service: &str, place: &Place) -> Command {
+    command
+        .env("OTEL_SERVICE_NAME", service)
+        .env("TELLTALE_TEST_LOG", &place.log)
+        .env("PORT", place.port.to_string())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .current_dir(prerequisite::workload(""));
+    command
+}
+
+fn gunicorn_command(bind: &str) -> Result<Command> {
+    let mut command = Command::new(prerequisite::python("gunicorn")?);
+    command.args(["flask_app:api", "--bind", bind, "--log-level", "warning"]);
+    command.args([
+        "--worker-class",
+        "gthread",
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+    ]);
+    command.args(["--no-control-socket"]);
+    Ok(command)
+}
+
+fn parse_line(line: &str) -> Result<HandlerLine> {
+    let value: serde_json::Value = serde_json::from_str(line)?;
+    let text = |key: &str| {
+        value[key]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| key.to_owned())
+    };
+    Ok(HandlerLine {
+        method: text("method")?,
+        path: text("path")?,
+        status: u16::try_from(value["status"].as_u64().context("status")?)?,
+        seconds: value["seconds"].as_f64().context("seconds")?,
+        pid: u32::try_from(value["pid"].as_u64().context("pid")?)?,
+    })
+}
+
+/// Identifiers of the workloads are numbers and UUIDs.
+fn route_of(path: &str) -> String {
+    let template = |segment: &str| {
+        let number = !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit());
+        let uuid = segment.len() == 36 && segment.matches('-').count() == 4;
+        if number || uuid {
+            "{id}".to_owned()
+        } else {
+            segment.to_owned()
+        }
+    };
+    path.split('/').map(template).collect::<Vec<_>>().join("/")
+}
