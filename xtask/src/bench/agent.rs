@@ -87,6 +87,7 @@ impl Agent {
             folder,
             ready,
             cpu_at_start: 0.0,
+            losses_at_start: BTreeMap::new(),
             started,
         };
         while get(address, "/readyz").is_err() {
