@@ -136,7 +136,12 @@ impl Connection {
 
     /// The next exchange that has ended; `None` when there is none.
     pub fn poll_observation(&mut self) -> Option<Exchange> {
-        self.observations.pop_front()
+        let next = self.observations.pop_front();
+        if next.is_none() {
+            // Most connections are idle most of the time, and there are many.
+            self.observations = VecDeque::new();
+        }
+        next
     }
 
     /// What was seen and is not reported, since the last call, one reason at a time; `None` when
