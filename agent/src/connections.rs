@@ -1,10 +1,10 @@
 //! The connections of one worker: who owns them, what they speak, where they lead.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
+use hashbrown::HashMap;
 use protocol::{Connection, Limits};
 
 use crate::observation::Endpoint;
