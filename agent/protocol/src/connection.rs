@@ -12,7 +12,7 @@ use crate::http1::method::{Beginning, Kind, beginning};
 use crate::in_flight::{Answer, InFlight};
 use crate::loss::{Loss, LossReason, Losses};
 use crate::observation::{Exchange, Outcome, Role, SearchProduct};
-use crate::pairing::{Opposite, Pairing};
+use crate::pairing::{AnswerGaps, Pairing, RequestGaps};
 use crate::parking::Parking;
 use crate::segment::{Limits, Segment};
 use crate::stream::Stream;
@@ -68,6 +68,10 @@ impl Connection {
                 self.replay_parked();
             }
             return;
+        }
+        if self.parking.holds(direction.opposite()) && self.begins_response(segment) {
+            // Only one direction carries responses: what is parked is none, or to nothing.
+            self.replay_parked();
         }
         self.read_segment(segment, true);
         if !self.parking.is_empty() && self.pairing.awaited() > 0 {
@@ -185,6 +189,12 @@ impl Connection {
         self.search_product
     }
 
+    fn begins_response(&mut self, segment: &Segment<'_>) -> bool {
+        let decoder = &self.stream(segment.direction).decoder;
+        (decoder.is_out_of_step() || decoder.is_between_messages())
+            && decoder.message_at(segment.captured) == Some(Kind::Response)
+    }
+
     const fn stream(&mut self, direction: Direction) -> &mut Stream {
         match direction {
             Direction::Ingress => &mut self.ingress,
@@ -255,40 +265,51 @@ impl Connection {
     /// does not tell. False when the segment was parked, for only later records can tell.
     fn admit_head(&mut self, segment: &Segment<'_>, previous_ns: u64, may_park: bool) -> bool {
         let direction = segment.direction;
+        let awaited_ns = self.pairing.awaited_since_ns();
         let decoder = &self.stream(direction).decoder;
-        let Some(kind) = decoder.message_at(segment.captured) else {
-            return true;
-        };
         let out_of_step = decoder.is_out_of_step();
         let unknown = decoder.body().is_some_and(Body::is_unknown);
-        let untouched = decoder.body().and_then(Body::content_bytes) == Some(0);
-        let admitted = match kind {
-            _ if out_of_step => true,
+        let message = decoder.message_at(segment.captured);
+        let admitted = match message {
+            Some(_) if out_of_step => true,
             // The answer under way has no end that could be seen. Another one begins only where
             // another request waits for it.
-            Kind::Response if unknown && self.pairing.awaited() > 0 => true,
-            Kind::Response if unknown && may_park => {
+            Some(Kind::Response) if unknown && awaited_ns.is_none() && may_park => {
                 self.parking.park(segment);
                 return false;
             }
-            Kind::Request if unknown || untouched => {
-                // A request follows one that was answered. A body that was announced with
-                // `Expect: 100-continue` may be left out (RFC 9110, section 10.1.1).
-                !self.request_open
-                    || self.pairing.newest().is_none_or(|newest| {
-                        newest.answer != Answer::Awaited && (unknown || newest.expects_continue)
-                    })
+            Some(Kind::Response) if unknown => {
+                awaited_ns.is_some_and(|awaited_ns| awaited_ns <= segment.time_ns)
             }
-            _ => false,
+            Some(Kind::Request) => self.admit_request(direction),
+            Some(Kind::Response) => false,
+            // Too short to tell: what follows will.
+            None if out_of_step && Decoder::may_begin_message(segment.captured) => true,
+            None => return true,
         };
         if admitted {
-            if let Some(event) = self.stream(direction).decoder.interrupt(previous_ns) {
-                self.apply(event, direction);
-            }
+            self.interrupt(direction, previous_ns);
         } else if unknown {
             self.losses.count(LossReason::AmbiguousHead, 0);
         }
         true
+    }
+
+    /// Whether a request may begin although the one before has not ended by its framing.
+    fn admit_request(&mut self, direction: Direction) -> bool {
+        let Some(body) = self.stream(direction).decoder.body() else {
+            return false;
+        };
+        let (unknown, untouched) = (body.is_unknown(), body.content_bytes() == Some(0));
+        let headless = body.is_behind_cut_head();
+        let (true, Some(newest)) = (self.request_open, self.pairing.newest()) else {
+            return unknown;
+        };
+        let answered = newest.answer != Answer::Awaited;
+        // A body that was announced with `Expect: 100-continue` may be left out when the answer is
+        // there (RFC 9110, section 10.1.1).
+        unknown && (answered || headless && newest.is_bodiless())
+            || untouched && answered && newest.expects_continue
     }
 
     /// Reads one piece. False when what is left of `park_from`, the segment it is part of, was
@@ -352,9 +373,22 @@ impl Connection {
         if stream.position_bytes() == segment.end_bytes()
             && stream.decoder.body().is_some_and(Body::is_unknown)
             && chunked::ends_body(suffix, from_kernel)
-            && let Some(event) = stream.decoder.interrupt(segment.time_ns)
         {
-            self.apply(event, segment.direction);
+            self.interrupt(segment.direction, segment.time_ns);
+        }
+    }
+
+    /// Ends whatever is under way, and whose last byte moved at `last_ns`: a message begins next.
+    fn interrupt(&mut self, direction: Direction, last_ns: u64) {
+        let decoder = &mut self.stream(direction).decoder;
+        let unknown = decoder.body().is_some_and(Body::is_unknown);
+        let event = decoder.interrupt(last_ns);
+        if unknown {
+            // Where a body's end was not seen, whole messages may have followed it.
+            self.stream(direction).note_gap();
+        }
+        if let Some(event) = event {
+            self.apply(event, direction);
         }
     }
 
@@ -364,7 +398,10 @@ impl Connection {
         match event {
             Event::Head(head) => match beginning(&head.bytes) {
                 Beginning::Message(Kind::Response) => self.begin_answer(&head, direction),
-                _ => self.begin_request(&head, direction),
+                Beginning::Message(Kind::Request) => self.begin_request(&head, direction),
+                // Any method will do where a request is due, but only as part of a whole head.
+                _ if is_request && head.complete => self.begin_request(&head, direction),
+                _ => self.skip_head(&head, direction),
             },
             Event::Content(content) if is_request => self.keep_request(Some(content), limit),
             Event::ContentUnseen if is_request => self.keep_request(None, limit),
@@ -380,14 +417,24 @@ impl Connection {
             } => self.end_answer(last_ns, content_bytes),
             Event::OutOfStep { reason, bytes } => {
                 self.losses.count(reason, bytes);
-                self.note_gap(direction);
+                self.stream(direction).note_gap();
             }
             Event::StillOutOfStep { reason, bytes } => {
                 self.losses.extend(reason, bytes);
-                self.note_gap(direction);
+                self.stream(direction).note_gap();
             }
             Event::ChunkInvalid => self.losses.count(LossReason::ChunkInvalid, 0),
         }
+    }
+
+    /// Lets go of what ended before it could be told whether it was a head.
+    fn skip_head(&mut self, head: &HeadBytes<'_>, direction: Direction) {
+        let len = head.bytes.len() as u64;
+        self.losses.count(LossReason::Garbage, len);
+        self.stream(direction).note_gap();
+        self.stream(direction)
+            .decoder
+            .lose_step(LossReason::Garbage, true);
     }
 
     fn begin_request(&mut self, head: &HeadBytes<'_>, direction: Direction) {
@@ -417,7 +464,7 @@ impl Connection {
         let decoder = &mut self.stream(direction).decoder;
         match framing {
             Some(framing) => decoder.begin_body(framing),
-            None => decoder.lose_step(LossReason::Garbage),
+            None => decoder.lose_step(LossReason::Garbage, false),
         }
         self.request_open = framing.is_some();
         entry.request_done = framing.is_none();
@@ -434,12 +481,14 @@ impl Connection {
             self.observations
                 .extend(evicted.map(|entry| entry.finish(Outcome::Evicted, None, product)));
         }
+        let gap = self.stream(direction).take_gap();
         let answers = self.stream(direction.opposite());
-        let opposite = Opposite {
-            unseen_bytes: answers.has_unseen_bytes(),
-            last_ns: answers.seen().last_ns,
+        let gaps = RequestGaps {
+            gap_ns: gap.map(|gap| gap.last_ns),
+            unseen_answers: answers.hides_heads(),
+            answered_ns: answers.seen().last_ns,
         };
-        self.pairing.push(entry, opposite);
+        self.pairing.push(entry, gaps);
     }
 
     fn begin_answer(&mut self, head: &HeadBytes<'_>, direction: Direction) {
@@ -460,11 +509,20 @@ impl Connection {
                 .begin_body(Framing::Length(0));
             return;
         }
-        let unseen_requests = self.stream(direction.opposite()).has_unseen_bytes();
+        let gap = self.stream(direction).take_gap();
+        let requests = self.stream(direction.opposite());
+        // What came after an answer that went unseen may be another request, where framing does
+        // not tell.
+        let unknown = requests.decoder.body().is_some_and(Body::is_unknown);
+        let gaps = AnswerGaps {
+            gap_ns: gap.map(|gap| gap.last_ns),
+            unseen_requests: requests.may_hide_heads()
+                || unknown && gap.is_some_and(|gap| requests.seen().last_ns > gap.first_ns),
+        };
         let mut resynchronized = Vec::new();
         let answered = self
             .pairing
-            .answer(head.first_ns, unseen_requests, &mut resynchronized);
+            .answer(head.first_ns, gaps, &mut resynchronized);
         let (answered, mut framing, mut tunnel) = (answered, None, false);
         let orphan = answered.is_none();
         if let Some(entry) = answered {
@@ -495,25 +553,16 @@ impl Connection {
             self.stream(direction).decoder.begin_body(framing);
         } else {
             let reason = if orphan {
-                self.losses.count(LossReason::OrphanResponse, 0);
+                let len = head.bytes.len() as u64;
+                self.losses.count(LossReason::OrphanResponse, len);
                 LossReason::OrphanResponse
             } else {
                 LossReason::Garbage
             };
             // Answers to requests that were seen may follow in the bytes that are now skipped.
-            self.pairing.note_answer_gap(head.last_ns);
-            self.stream(direction).decoder.lose_step(reason);
+            self.stream(direction).note_gap();
+            self.stream(direction).decoder.lose_step(reason, orphan);
             self.emit_done();
-        }
-    }
-
-    /// Heads may have been among the bytes that passed last.
-    fn note_gap(&mut self, direction: Direction) {
-        let last_ns = self.stream(direction).last_ns();
-        match self.kind(direction) {
-            Some(Kind::Request) => self.pairing.note_request_gap(last_ns),
-            Some(Kind::Response) => self.pairing.note_answer_gap(last_ns),
-            None => {}
         }
     }
 
@@ -539,11 +588,7 @@ impl Connection {
     }
 
     fn end_request(&mut self, last_ns: u64, content_bytes: Option<u64>) {
-        if std::mem::take(&mut self.request_open)
-            && let Some(newest) = self.pairing.newest()
-        {
-            newest.end_request(last_ns, content_bytes);
-        }
+        self.end_open_request(last_ns, content_bytes);
         self.emit_done();
     }
 
@@ -561,22 +606,29 @@ impl Connection {
         let (Some(direction), true) = (self.request_direction, self.request_open) else {
             return;
         };
+        let Some(answered_ns) = self.pairing.newest().and_then(|n| n.answered_ns()) else {
+            return;
+        };
         let stream = self.stream(direction);
         let seen = stream.seen();
-        if stream.awaits_progress() {
-            return;
+        if !stream.awaits_progress() && seen.last_ns <= answered_ns {
+            // Chunk framing that went unseen is lost, unless it all was one chunk's data.
+            for piece in stream.unseen_until(seen.offset_bytes, seen.last_ns) {
+                self.read_piece(piece, direction, None);
+            }
         }
-        // Chunk framing that went unseen is lost, unless it all was one chunk's data.
-        for piece in stream.unseen_until(seen.offset_bytes, seen.last_ns) {
-            self.read_piece(piece, direction, None);
+        let stream = self.stream(direction);
+        if stream.decoder.body().is_some_and(Body::is_unknown) {
+            let last_ns = stream.last_ns();
+            self.end_open_request(last_ns, None);
         }
-        let decoder = &self.stream(direction).decoder;
-        if decoder.body().is_some_and(Body::is_unknown)
+    }
+
+    fn end_open_request(&mut self, last_ns: u64, content_bytes: Option<u64>) {
+        if std::mem::take(&mut self.request_open)
             && let Some(newest) = self.pairing.newest()
-            && newest.answer == Answer::Done
         {
-            newest.end_request(seen.last_ns, None);
-            self.request_open = false;
+            newest.end_request(last_ns, content_bytes);
         }
     }
 
@@ -628,7 +680,11 @@ impl Connection {
         for piece in self.stream(direction).unseen_until(offset_bytes, last_ns) {
             self.read_piece(piece, direction, None);
         }
-        let closed = self.stream(direction).decoder.close();
+        let stream = self.stream(direction);
+        if stream.decoder.body().is_some_and(Body::is_unknown) {
+            stream.note_gap();
+        }
+        let closed = stream.decoder.close();
         match closed {
             Closed::Between => {}
             Closed::InHead(head) => {

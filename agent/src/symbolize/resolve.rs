@@ -325,3 +325,163 @@ fn vdso_mapping(len: u64) -> Mapping {
         build_id: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use profile::Thread;
+
+    use super::*;
+    use crate::symbolize::Images;
+    use crate::symbolize::maps;
+
+    /// A function whose name, file and line are looked for.
+    #[inline(never)]
+    fn landmark() -> u32 {
+        line!()
+    }
+
+    fn thread(image: u64) -> Thread {
+        Thread {
+            pid: std::process::id(),
+            tid: 1,
+            image,
+            name: "t".into(),
+        }
+    }
+
+    /// Resolves one stack of this process, as if it had been sampled.
+    fn resolved(user: &[u64], truncated: bool) -> Resolved {
+        let image = maps::read_image("/proc".as_ref(), std::process::id()).unwrap();
+        let key = ImageKey::of(&thread(image));
+        let mut images = Images::new("/proc");
+        images.observe(key, key.pid, user);
+        let stack = StackTrace {
+            kernel: Box::default(),
+            user: user.into(),
+            truncated,
+        };
+        let request = Request {
+            counted: vec![Counted {
+                thread: thread(image),
+                stack,
+                count: 5,
+            }],
+            images: images
+                .get(key)
+                .map(|image| (key, image.clone()))
+                .into_iter()
+                .collect(),
+            services: HashMap::from([(key, "here".into())]),
+        };
+        resolve(&mut Names::default(), request)
+    }
+
+    fn address() -> u64 {
+        landmark as fn() -> u32 as usize as u64
+    }
+
+    #[test]
+    fn a_function_of_this_program_has_its_name_file_and_line() {
+        let line = landmark();
+        let resolved = resolved(&[address()], false);
+        let function = resolved.frames[0].functions.last().unwrap();
+        assert!(
+            function.name.ends_with("resolve::tests::landmark"),
+            "{}",
+            function.name
+        );
+        assert!(
+            function
+                .file
+                .as_ref()
+                .unwrap()
+                .ends_with("symbolize/resolve.rs")
+        );
+        // The function's first instruction stands on one of its own lines.
+        assert!((line - 1..=line + 1).contains(&function.line.unwrap()));
+        let mapping = &resolved.mappings[resolved.frames[0].mapping.unwrap()];
+        assert_eq!(
+            *mapping.path,
+            *std::env::current_exe().unwrap().to_str().unwrap()
+        );
+        assert!((mapping.start..mapping.end).contains(&resolved.frames[0].address));
+        assert_eq!(*resolved.samples[0].service, *"here");
+    }
+
+    #[test]
+    fn a_caller_is_looked_up_where_it_calls() {
+        // As a return address, the first byte of a function belongs to what stands before it.
+        let resolved = resolved(&[address(), address()], false);
+        let addresses: Vec<_> = resolved.frames.iter().map(|frame| frame.address).collect();
+        assert_eq!(addresses[0], addresses[1] + 1);
+    }
+
+    #[test]
+    fn what_is_no_code_ends_the_stack() {
+        let resolved = resolved(&[address(), 0x10, address()], false);
+        assert_eq!(resolved.samples[0].frames.len(), 1);
+        assert_eq!(resolved.samples[0].unwind, Unwind::Unverified);
+    }
+
+    #[test]
+    fn a_process_that_could_not_be_asked_keeps_its_addresses() {
+        let stack = StackTrace {
+            kernel: Box::default(),
+            user: [0x1000, 0x2001].into(),
+            truncated: false,
+        };
+        let request = Request {
+            counted: vec![Counted {
+                thread: thread(1),
+                stack,
+                count: 5,
+            }],
+            ..Request::default()
+        };
+        let resolved = resolve(&mut Names::default(), request);
+        let addresses: Vec<_> = resolved.frames.iter().map(|frame| frame.address).collect();
+        assert_eq!(addresses, [0x1000, 0x2000]);
+        assert!(
+            resolved
+                .frames
+                .iter()
+                .all(|f| f.functions.is_empty() && f.mapping.is_none())
+        );
+        assert_eq!(*resolved.samples[0].service, *"unknown");
+    }
+
+    #[test]
+    fn a_stack_is_complete_only_up_to_a_threads_entry() {
+        assert_eq!(
+            resolved(&[address()], false).samples[0].unwind,
+            Unwind::Unverified
+        );
+        assert_eq!(
+            resolved(&[address()], true).samples[0].unwind,
+            Unwind::Truncated
+        );
+        assert_eq!(resolved(&[], false).samples[0].unwind, Unwind::NoUserStack);
+        let start = entry_address();
+        assert_eq!(
+            resolved(&[address(), start + 1], false).samples[0].unwind,
+            Unwind::Complete
+        );
+    }
+
+    /// Address of this test program's `_start`: where its ELF header says that it begins.
+    fn entry_address() -> u64 {
+        let exe = std::env::current_exe().unwrap();
+        let bytes = std::fs::read(&exe).unwrap();
+        let entry = u64::from_le_bytes(bytes[24..32].try_into().unwrap());
+        // How far the loader moved the program: by what `landmark` tells.
+        let executable = crate::symbolize::executable::Executable::open(&exe, "x").unwrap();
+        let maps = maps::read("/proc".as_ref(), std::process::id()).unwrap();
+        let region = maps
+            .iter()
+            .find(|e| (e.start..e.end).contains(&address()))
+            .unwrap();
+        let file_offset = address() - region.start + region.file_offset;
+        let (own_address, _) = executable.layout().unwrap().place(file_offset).unwrap();
+        address() - own_address + entry
+    }
+}
