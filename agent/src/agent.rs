@@ -101,6 +101,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let clock = Clock::new();
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
+    let watched = Arc::clone(&processes);
+    metrics.losses.watch(Box::new(move || watched.losses()));
 
     // The kernel side: loaded now, attached once its rings are drained.
     mount_filesystems();
