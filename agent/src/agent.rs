@@ -28,7 +28,7 @@ use crate::http::{self, Api, BindError};
 use crate::probes::attach::{self, AttachError, ProbeReport};
 use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, load};
 use crate::probes::maps::{Connections, KernelLosses};
-use crate::probes::mounts;
+use crate::probes::{mounts, release_memory};
 use crate::probes::programs::Programs;
 use crate::probes::ring::{Ring, RingError};
 use crate::probes::sampler::Sampler;
@@ -159,7 +159,10 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
-    let programs = Programs::new(loaded.ebpf);
+    let Loaded { ebpf, btf, .. } = loaded;
+    drop(btf);
+    release_memory();
+    let programs = Programs::new(ebpf);
     let statistics_reader = programs.run_statistics();
     metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
     health.set_ready(true);

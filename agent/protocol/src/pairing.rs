@@ -127,8 +127,15 @@ impl Pairing {
     /// Takes the oldest exchange out, if it is complete.
     pub(crate) fn pop_done(&mut self) -> Option<InFlight> {
         let oldest = self.queue.front()?;
-        let done = oldest.request_done && oldest.answer == Answer::Done;
-        if done { self.queue.pop_front() } else { None }
+        if !oldest.request_done || oldest.answer != Answer::Done {
+            return None;
+        }
+        let done = self.queue.pop_front();
+        if self.queue.is_empty() {
+            // Most connections are idle most of the time, and there are many.
+            self.queue = VecDeque::new();
+        }
+        done
     }
 
     /// Takes all exchanges out, for the queue is at its bound: the answers to come can't be counted.

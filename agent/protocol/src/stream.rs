@@ -16,16 +16,8 @@ pub(crate) struct Stream {
     seen: Cursor,
     /// The first time at which `seen` lay behind the end of the body under way.
     overtaken_ns: Option<u64>,
-    gap: Option<Gap>,
-}
-
-/// Bytes that may have held heads and could not be read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Gap {
-    /// When the last byte of the first stretch of them moved.
-    pub(crate) first_ns: u64,
-    /// When the last byte moved.
-    pub(crate) last_ns: u64,
+    /// When the last byte moved of those that may have held heads and could not be read.
+    gap_ns: Option<u64>,
 }
 
 impl Stream {
@@ -39,7 +31,7 @@ impl Stream {
                 last_ns: 0,
             },
             overtaken_ns: None,
-            gap: None,
+            gap_ns: None,
         }
     }
 
@@ -63,14 +55,13 @@ impl Stream {
     }
 
     /// Notes that heads may have been among the bytes up to the position.
-    pub(crate) fn note_gap(&mut self) {
-        let last_ns = self.last_ns;
-        let first_ns = self.gap.map_or(last_ns, |gap| gap.first_ns);
-        self.gap = Some(Gap { first_ns, last_ns });
+    pub(crate) const fn note_gap(&mut self) {
+        self.gap_ns = Some(self.last_ns);
     }
 
-    pub(crate) const fn take_gap(&mut self) -> Option<Gap> {
-        self.gap.take()
+    /// When the last of the bytes moved that [`Self::note_gap`] told of; told once.
+    pub(crate) const fn take_gap_ns(&mut self) -> Option<u64> {
+        self.gap_ns.take()
     }
 
     /// Decodes the next event out of `piece`, which begins at the position.
@@ -134,7 +125,7 @@ impl Stream {
 
     /// Whether heads may have gone unseen since the last one, or their record is on its way.
     pub(crate) fn may_hide_heads(&self) -> bool {
-        self.gap.is_some() || self.has_unread_bytes()
+        self.gap_ns.is_some() || self.has_unread_bytes()
     }
 
     /// Whether bytes passed that were not read and can't be those of the body under way.

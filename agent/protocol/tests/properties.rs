@@ -108,7 +108,7 @@ impl Planned {
         bytes
             .windows(head.len())
             .position(|window| window == head)
-            .unwrap()
+            .expect("a head")
     }
 
     fn assert_observed(&self, index: u16, exchange: &Exchange) {
@@ -127,10 +127,27 @@ impl Planned {
 
 /// The kernel side looks at so many bytes to recognize the beginning of a message.
 const BEGINNING_BYTES: usize = 8;
+/// And at so many to recognize the end of a chunked body.
+const TERMINATOR_BYTES: usize = 5;
 
-/// Cuts `bytes` into segments, none of them empty, the first no shorter than `least`.
-fn cut<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index], least: usize) -> Vec<&'a [u8]> {
-    let index = |cut: &prop::sample::Index| least + cut.index(bytes.len() - least);
+/// Cuts `bytes` into segments, none of them empty.
+fn cut<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+    cut_between(bytes, cuts, 0, bytes.len())
+}
+
+/// Cuts `bytes` where the kernel side can follow: not in a head's first bytes, and not in the
+/// terminator of a chunked body.
+fn cut_visibly<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+    cut_between(bytes, cuts, BEGINNING_BYTES, bytes.len() - TERMINATOR_BYTES)
+}
+
+fn cut_between<'a>(
+    bytes: &'a [u8],
+    cuts: &[prop::sample::Index],
+    from: usize,
+    to: usize,
+) -> Vec<&'a [u8]> {
+    let index = |cut: &prop::sample::Index| from + cut.index(to - from);
     let mut at: Vec<_> = cuts.iter().map(index).collect();
     at.extend([0, bytes.len()]);
     at.sort_unstable();
@@ -196,7 +213,7 @@ proptest! {
         let mut times = Vec::new();
         for (index, (planned, late)) in (0..).zip(&plan) {
             let (request, answer) = (planned.request_bytes(index), planned.answer_bytes(index));
-            let segments = cut(&request, &planned.request_cuts, BEGINNING_BYTES);
+            let segments = cut_visibly(&request, &planned.request_cuts);
             let first_ns = kernel.wire.now_ns + 10;
             for (number, segment) in segments.iter().enumerate() {
                 let last = number + 1 == segments.len();
@@ -205,7 +222,7 @@ proptest! {
             let last_ns = kernel.wire.now_ns;
             let mut head_ns = None;
             let mut sent = 0;
-            for segment in cut(&answer, &planned.answer_cuts, BEGINNING_BYTES) {
+            for segment in cut_visibly(&answer, &planned.answer_cuts) {
                 kernel.send(false, segment, Fate::Shown);
                 sent += segment.len();
                 if sent > planned.answer_head_at() {
@@ -251,10 +268,10 @@ proptest! {
                 answer_cuts.extend(&planned.answer_cuts);
                 index += 1;
             }
-            for segment in cut(&request, &request_cuts, 0) {
+            for segment in cut(&request, &request_cuts) {
                 wire.request(segment);
             }
-            for segment in cut(&answer, &answer_cuts, 0) {
+            for segment in cut(&answer, &answer_cuts) {
                 wire.response(segment);
             }
         }
@@ -283,13 +300,13 @@ proptest! {
             let mut lost = lost.iter().map(|lost| if *lost { Fate::Lost } else { Fate::Shown });
             let mut fate = || lost.next().unwrap_or(Fate::Shown);
             let request = planned.request_bytes(index);
-            for (number, segment) in cut(&request, &planned.request_cuts, BEGINNING_BYTES).into_iter().enumerate() {
+            for (number, segment) in cut_visibly(&request, &planned.request_cuts).into_iter().enumerate() {
                 let shown = kernel.send(true, segment, fate());
                 if number == 0 && shown && segment.len() > "POST /10?q".len() {
                     seen.push(path(index));
                 }
             }
-            for segment in cut(&planned.answer_bytes(index), &planned.answer_cuts, BEGINNING_BYTES) {
+            for segment in cut_visibly(&planned.answer_bytes(index), &planned.answer_cuts) {
                 kernel.send(false, segment, fate());
             }
         }
