@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use aya::sys::{Stats, enable_stats};
+use aya_log::EbpfLogger;
 use prometheus::Registry;
 use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle as JoinTask;
 
 use crate::clock::{Clock, monotonic_ns};
 use crate::clusters::Clusters;
@@ -26,7 +28,7 @@ use crate::http::{self, Api, BindError};
 use crate::probes::attach::{self, AttachError, ProbeReport};
 use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, load};
 use crate::probes::maps::{Connections, KernelLosses};
-use crate::probes::mounts;
+use crate::probes::{mounts, release_memory};
 use crate::probes::programs::Programs;
 use crate::probes::ring::{Ring, RingError};
 use crate::probes::sampler::Sampler;
@@ -44,6 +46,9 @@ use crate::worker::{Shared, Worker};
 
 /// How long the end may take: queued spans are sent for that long.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// How often the kernel side's log is read.
+const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often /proc is compared with the process table and dead Unix sockets leave the kernel's map.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -148,9 +153,14 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
     let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
 
+    let kernel_log = follow_kernel_log(&mut loaded);
+
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
-    let programs = Programs::new(loaded.ebpf);
+    let Loaded { ebpf, btf, .. } = loaded;
+    drop(btf);
+    release_memory();
+    let programs = Programs::new(ebpf);
     let statistics_reader = programs.run_statistics();
     metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
     health.set_ready(true);
@@ -184,6 +194,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
+    kernel_log.abort();
     drop(programs);
     drop(statistics);
     shared.stop.store(true, Ordering::Release);
@@ -248,6 +259,23 @@ fn watch_kernel_losses(loaded: &mut Loaded, metrics: &SelfMetrics) -> Result<(),
             .collect()
     }));
     Ok(())
+}
+
+/// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
+/// connection for.
+fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
+    let logger = EbpfLogger::init(&mut loaded.ebpf);
+    tokio::spawn(async move {
+        let mut logger = match logger {
+            Ok(logger) => logger,
+            Err(error) => return tracing::warn!(%error, "the kernel side's log cannot be read"),
+        };
+        let mut timer = tokio::time::interval(KERNEL_LOG_INTERVAL);
+        loop {
+            timer.tick().await;
+            logger.flush();
+        }
+    })
 }
 
 /// One thread a ring.

@@ -6,6 +6,7 @@ mod buffer;
 mod connection;
 mod detect;
 mod kernel;
+mod log;
 mod maps;
 mod process;
 mod ring;

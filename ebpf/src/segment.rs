@@ -15,6 +15,7 @@ use ebpf_common::{
 use crate::{
     buffer::{UserBuffer, last_word},
     detect::{self, Beginning},
+    log,
     maps::{Scratch, config, count_loss, scratch},
     ring::send,
 };
@@ -152,26 +153,25 @@ pub fn handle(segment: &Segment) {
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
 fn note_beginning(state: &mut ConnectionState, beginning: Beginning) -> bool {
-    match beginning {
-        Beginning::Message => {
-            state.protocol = protocol_state::HTTP1;
-            state.strikes = 0;
-        }
-        Beginning::Tls if state.protocol == protocol_state::UNKNOWN => {
-            state.protocol = protocol_state::TLS;
-            count_loss(LossReason::Tls);
-            return false;
-        }
-        _ if state.protocol == protocol_state::UNKNOWN => {
-            state.strikes += 1;
-            if state.strikes >= MAX_STRIKES {
-                state.protocol = protocol_state::OTHER;
-                return false;
-            }
-        }
-        _ => {}
+    if beginning == Beginning::Message {
+        state.strikes = 0;
+    } else if state.protocol == protocol_state::UNKNOWN {
+        state.strikes += 1;
     }
-    true
+    if state.protocol != protocol_state::UNKNOWN {
+        return true;
+    }
+    state.protocol = match beginning {
+        Beginning::Message => protocol_state::HTTP1,
+        Beginning::Tls => protocol_state::TLS,
+        Beginning::Other if state.strikes >= MAX_STRIKES => protocol_state::OTHER,
+        Beginning::Other => return true,
+    };
+    log::protocol_found(state.connection_id, state.pid, state.protocol);
+    if state.protocol == protocol_state::TLS {
+        count_loss(LossReason::Tls);
+    }
+    state.protocol == protocol_state::HTTP1
 }
 
 /// Sends the scratch record with its first `len` bytes.

@@ -93,8 +93,19 @@ impl InFlight {
         self.exchange.method
     }
 
+    /// Whether requests with this method hardly ever have a body (RFC 9110, section 9.3).
+    pub(crate) fn is_bodiless(&self) -> bool {
+        ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"].contains(&self.exchange.method)
+    }
+
     pub(crate) const fn request_first_ns(&self) -> u64 {
         self.exchange.times.request_first_ns
+    }
+
+    /// When the answer's last byte moved; `None` when it is not over.
+    pub(crate) fn answered_ns(&self) -> Option<u64> {
+        let done = self.answer == Answer::Done;
+        self.exchange.times.response_last_ns.filter(|_| done)
     }
 
     pub(crate) fn end_request(&mut self, last_ns: u64, content_bytes: Option<u64>) {

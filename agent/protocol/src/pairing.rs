@@ -19,21 +19,28 @@ pub(crate) struct Pairing {
     windowed: bool,
     /// An answer began since the last request did.
     answered_since_request: bool,
-    /// Bytes that may have been heads went unseen on the way to the server, the last at this time.
-    request_gap_ns: Option<u64>,
-    /// The same on the way to the client.
-    answer_gap_ns: Option<u64>,
     /// Answers can't be counted any longer.
     lost: bool,
 }
 
-/// What is known of the other direction when a request begins.
+/// What went unseen when a request begins.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Opposite {
-    /// Bytes passed there that were not seen.
-    pub(crate) unseen_bytes: bool,
-    /// When its last byte moved.
-    pub(crate) last_ns: u64,
+pub(crate) struct RequestGaps {
+    /// When the last byte moved of those in which requests may have gone unseen.
+    pub(crate) gap_ns: Option<u64>,
+    /// Whether bytes of answers passed that were not seen.
+    pub(crate) unseen_answers: bool,
+    /// When the last byte of an answer moved.
+    pub(crate) answered_ns: u64,
+}
+
+/// What went unseen when an answer begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnswerGaps {
+    /// When the last byte moved of those in which answers may have gone unseen.
+    pub(crate) gap_ns: Option<u64>,
+    /// Whether requests may have gone unseen since the newest one.
+    pub(crate) unseen_requests: bool,
 }
 
 impl Pairing {
@@ -54,6 +61,12 @@ impl Pairing {
             .count()
     }
 
+    /// When the oldest request began that has no answer yet.
+    pub(crate) fn awaited_since_ns(&self) -> Option<u64> {
+        let first = self.queue.len() - self.awaited();
+        self.queue.get(first).map(InFlight::request_first_ns)
+    }
+
     /// The newest request.
     pub(crate) fn newest(&mut self) -> Option<&mut InFlight> {
         self.queue.back_mut()
@@ -66,26 +79,19 @@ impl Pairing {
             .find(|entry| entry.answer == Answer::Begun)
     }
 
-    pub(crate) const fn note_request_gap(&mut self, last_ns: u64) {
-        self.request_gap_ns = Some(last_ns);
-    }
-
-    pub(crate) const fn note_answer_gap(&mut self, last_ns: u64) {
-        self.answer_gap_ns = Some(last_ns);
-    }
-
     /// Adds a request whose head was seen.
-    pub(crate) fn push(&mut self, mut entry: InFlight, opposite: Opposite) {
+    pub(crate) fn push(&mut self, mut entry: InFlight, gaps: RequestGaps) {
         let awaited = self.awaited() > 0;
-        if awaited && !opposite.unseen_bytes {
+        if awaited && !gaps.unseen_answers {
             self.pipelined = true;
             self.windowed |= self.answered_since_request;
         }
         self.answered_since_request = false;
-        let gap = self.request_gap_ns.take().is_some_and(|gap_ns| {
-            // A client that never pipelined has its answers before it asks again. One that did has
-            // had them if some came after the requests that went unseen, unless it never pauses.
-            awaited || self.windowed || (self.pipelined && opposite.last_ns <= gap_ns)
+        let gap = gaps.gap_ns.is_some_and(|gap_ns| {
+            // A client that never pipelined has its answers before it asks again, and times tell
+            // those apart. One that did has had them if some came after the requests that went
+            // unseen, unless it never pauses.
+            self.windowed || self.pipelined && (awaited || gaps.answered_ns <= gap_ns)
         });
         self.lost |= gap && self.windowed;
         entry.ambiguous = gap || self.lost;
@@ -95,17 +101,15 @@ impl Pairing {
     /// The request that a final response belongs to whose first byte moved at `first_ns`; `None`
     /// when it is to no request that was seen. Requests that can't be told apart any longer go to
     /// `resynchronized`.
-    ///
-    /// `unseen_requests`: whether bytes passed towards the server that were not seen.
     pub(crate) fn answer(
         &mut self,
         first_ns: u64,
-        unseen_requests: bool,
+        gaps: AnswerGaps,
         resynchronized: &mut Vec<InFlight>,
     ) -> Option<&mut InFlight> {
         self.answered_since_request = true;
-        if let Some(gap_ns) = self.answer_gap_ns.take() {
-            self.bridge_answer_gap(gap_ns, unseen_requests, resynchronized);
+        if let Some(gap_ns) = gaps.gap_ns {
+            self.bridge_answer_gap(gap_ns, gaps.unseen_requests, resynchronized);
         }
         let index = self.queue.len() - self.awaited();
         let oldest = self.queue.get(index)?;
@@ -123,8 +127,15 @@ impl Pairing {
     /// Takes the oldest exchange out, if it is complete.
     pub(crate) fn pop_done(&mut self) -> Option<InFlight> {
         let oldest = self.queue.front()?;
-        let done = oldest.request_done && oldest.answer == Answer::Done;
-        if done { self.queue.pop_front() } else { None }
+        if !oldest.request_done || oldest.answer != Answer::Done {
+            return None;
+        }
+        let done = self.queue.pop_front();
+        if self.queue.is_empty() {
+            // Most connections are idle most of the time, and there are many.
+            self.queue = VecDeque::new();
+        }
+        done
     }
 
     /// Takes all exchanges out, for the queue is at its bound: the answers to come can't be counted.

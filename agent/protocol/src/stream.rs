@@ -16,6 +16,8 @@ pub(crate) struct Stream {
     seen: Cursor,
     /// The first time at which `seen` lay behind the end of the body under way.
     overtaken_ns: Option<u64>,
+    /// When the last byte moved of those that may have held heads and could not be read.
+    gap_ns: Option<u64>,
 }
 
 impl Stream {
@@ -29,6 +31,7 @@ impl Stream {
                 last_ns: 0,
             },
             overtaken_ns: None,
+            gap_ns: None,
         }
     }
 
@@ -49,6 +52,16 @@ impl Stream {
         if cursor.offset_bytes > self.seen.offset_bytes {
             self.seen = cursor;
         }
+    }
+
+    /// Notes that heads may have been among the bytes up to the position.
+    pub(crate) const fn note_gap(&mut self) {
+        self.gap_ns = Some(self.last_ns);
+    }
+
+    /// When the last of the bytes moved that [`Self::note_gap`] told of; told once.
+    pub(crate) const fn take_gap_ns(&mut self) -> Option<u64> {
+        self.gap_ns.take()
     }
 
     /// Decodes the next event out of `piece`, which begins at the position.
@@ -110,15 +123,19 @@ impl Stream {
         self.body_remaining_bytes().is_some_and(|bytes| bytes > 0)
     }
 
-    /// Whether bytes passed that can't be those of the body under way, and were not seen (yet).
-    pub(crate) fn has_unseen_bytes(&self) -> bool {
-        let known = match self.decoder.body() {
-            None => 0,
-            Some(body) => match body.remaining_bytes() {
-                Some(remaining) => remaining,
-                None => return false,
-            },
-        };
+    /// Whether heads may have gone unseen since the last one, or their record is on its way.
+    pub(crate) fn may_hide_heads(&self) -> bool {
+        self.gap_ns.is_some() || self.has_unread_bytes()
+    }
+
+    /// Whether bytes passed that were not read and can't be those of the body under way.
+    pub(crate) fn hides_heads(&self) -> bool {
+        let endless = self.decoder.body().is_some() && self.body_remaining_bytes().is_none();
+        !endless && self.has_unread_bytes()
+    }
+
+    fn has_unread_bytes(&self) -> bool {
+        let known = self.body_remaining_bytes().unwrap_or(0);
         self.seen.offset_bytes > self.position_bytes.saturating_add(known)
     }
 

@@ -21,7 +21,7 @@ fn joined(messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
 }
 
 fn outcomes(exchanges: &[Exchange]) -> Vec<(u16, Outcome)> {
-    let index = |exchange: &Exchange| exchange.path[1..].parse().unwrap();
+    let index = |exchange: &Exchange| exchange.path[1..].parse().expect("a number");
     exchanges
         .iter()
         .inspect(|exchange| assert_well_paired(exchange))

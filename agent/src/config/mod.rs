@@ -5,6 +5,7 @@
 
 mod error;
 mod load;
+mod refusal;
 mod units;
 mod validate;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Uri};
 
-use super::load::{hidden, not_allowed};
+use super::refusal::{hidden, not_allowed};
 use super::{Config, ConfigError, TargetRule};
 
 /// Histograms whose buckets can be set, by their names on the metrics page.

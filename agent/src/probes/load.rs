@@ -128,10 +128,13 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let config = constants(options, offsets, rings, use_marks);
     let btf = aya::Btf::from_sys_fs()?;
+    // aya-log counts from 1, error, to 5, trace; 0 is off.
+    let log_level: u8 = if options.verbose { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&btf))
         .override_global("CONFIG", &config, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
         .map_max_entries("SCRATCH", cpus);
     for (index, name) in RING_MAPS.iter().enumerate() {
@@ -169,6 +172,5 @@ fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, use_marks: boo
         rings,
         wakeup_bytes: options.ring_bytes / 4,
         use_marks: u32::from(use_marks),
-        verbose: u32::from(options.verbose),
     }
 }

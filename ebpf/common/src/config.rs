@@ -129,8 +129,6 @@ pub struct Config {
     /// 1: `sock_send_length` and `sock_recv_length` mark the thread (6.3+). 0: walk from the
     /// descriptor to the socket.
     pub use_marks: u32,
-    /// 1: log what the kernel side decides (aya-log).
-    pub verbose: u32,
 }
 
 /// Most bytes that one record captures.

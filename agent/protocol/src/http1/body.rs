@@ -72,6 +72,11 @@ impl Body {
         matches!(self.progress, Progress::Unknown { .. })
     }
 
+    /// Whether its head was cut, so that there may be no body at all.
+    pub(crate) const fn is_behind_cut_head(&self) -> bool {
+        matches!(self.progress, Progress::Unknown { chunked: false })
+    }
+
     /// Bytes that are still to come; `None` where the framing does not tell.
     pub(crate) const fn remaining_bytes(&self) -> Option<u64> {
         match self.progress {

@@ -86,7 +86,11 @@ enum State {
     Head,
     Body(Body),
     /// Waits for a segment that begins a message.
-    OutOfStep(LossReason),
+    OutOfStep {
+        reason: LossReason,
+        /// Whether an event told of it.
+        told: bool,
+    },
     /// No longer HTTP.
     Opaque,
 }
@@ -108,7 +112,10 @@ impl Decoder {
     /// A decoder that waits for its first message: what comes before may be the middle of one.
     pub(crate) const fn new(buffer_limit: usize) -> Self {
         Self {
-            state: State::OutOfStep(LossReason::NotHttp),
+            state: State::OutOfStep {
+                reason: LossReason::NotHttp,
+                told: false,
+            },
             buffer: Vec::new(),
             buffer_limit,
             first_ns: 0,
@@ -122,8 +129,7 @@ impl Decoder {
         self.expected = Some(kind);
     }
 
-    /// The kind of message that `bytes` at the beginning of a segment begin, if this direction may
-    /// carry it.
+    /// The kind of message that `bytes` begin, if this direction may carry it.
     pub(crate) fn message_at(&self, bytes: &[u8]) -> Option<Kind> {
         match beginning(bytes) {
             Beginning::Message(kind) if self.expected.is_none_or(|expected| expected == kind) => {
@@ -131,6 +137,11 @@ impl Decoder {
             }
             _ => None,
         }
+    }
+
+    /// Whether `bytes` are too few to tell that they don't begin a message.
+    pub(crate) fn may_begin_message(bytes: &[u8]) -> bool {
+        !bytes.is_empty() && beginning(bytes) == Beginning::Perhaps
     }
 
     /// In step, between two messages.
@@ -144,7 +155,7 @@ impl Decoder {
     }
 
     pub(crate) const fn is_out_of_step(&self) -> bool {
-        matches!(self.state, State::OutOfStep(_))
+        matches!(self.state, State::OutOfStep { .. })
     }
 
     pub(crate) const fn body(&self) -> Option<&Body> {
@@ -194,10 +205,14 @@ impl Decoder {
                     }
                 }
             }
-            State::OutOfStep(reason) => Some(Event::StillOutOfStep {
-                reason: *reason,
-                bytes: piece.take(),
-            }),
+            State::OutOfStep { reason, told } => {
+                let (reason, bytes) = (*reason, piece.take());
+                Some(if std::mem::replace(told, true) {
+                    Event::StillOutOfStep { reason, bytes }
+                } else {
+                    Event::OutOfStep { reason, bytes }
+                })
+            }
             State::Opaque => {
                 piece.take();
                 None
@@ -210,10 +225,11 @@ impl Decoder {
         self.state = State::Body(Body::new(framing));
     }
 
-    /// Goes on behind a head that does not tell what follows.
-    pub(crate) fn lose_step(&mut self, reason: LossReason) {
+    /// Goes on behind a head that does not tell what follows: whatever comes is lost until a
+    /// segment begins a message. `told`: whether the loss was counted.
+    pub(crate) fn lose_step(&mut self, reason: LossReason, told: bool) {
         self.buffer = Vec::new();
-        self.state = State::OutOfStep(reason);
+        self.state = State::OutOfStep { reason, told };
     }
 
     /// The connection has left HTTP.
@@ -229,7 +245,7 @@ impl Decoder {
                 last_ns,
                 content_bytes: None,
             }),
-            State::Head | State::OutOfStep(_) => None,
+            State::Head | State::OutOfStep { .. } => None,
             State::Opaque => {
                 self.state = State::Opaque;
                 None
@@ -247,7 +263,7 @@ impl Decoder {
                 content_bytes: body.content_bytes(),
                 whole: body.ends_with_connection(),
             },
-            State::Head | State::OutOfStep(_) | State::Opaque => Closed::Between,
+            State::Head | State::OutOfStep { .. } | State::Opaque => Closed::Between,
         }
     }
 
@@ -273,10 +289,8 @@ impl Decoder {
         };
         if !self.may_be_head(&whole) {
             piece.take();
-            let reason = LossReason::Garbage;
-            self.lose_step(reason);
-            let bytes = (buffered + bytes.len()) as u64;
-            return Some(Event::OutOfStep { reason, bytes });
+            let lost = (buffered + bytes.len()) as u64;
+            return Some(self.fall_out_of_step(LossReason::Garbage, lost));
         }
         self.last_ns = piece.time_ns;
         // The end may straddle what was buffered before: `\n`, `\r`, `\n`.
@@ -305,12 +319,14 @@ impl Decoder {
     /// Unseen bytes where a head should be, or the rest of one.
     fn miss_head<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
         if self.buffer.is_empty() {
-            let reason = LossReason::Gap;
-            self.lose_step(reason);
-            let bytes = piece.take();
-            return Some(Event::OutOfStep { reason, bytes });
+            return Some(self.fall_out_of_step(LossReason::Gap, piece.take()));
         }
         Some(Event::Head(self.take_cut_head()))
+    }
+
+    fn fall_out_of_step<'a>(&mut self, reason: LossReason, bytes: u64) -> Event<'a> {
+        self.lose_step(reason, true);
+        Event::OutOfStep { reason, bytes }
     }
 
     fn take_cut_head(&mut self) -> HeadBytes<'static> {

@@ -5,6 +5,8 @@
     reason = "every test binary compiles this module and uses a part of it"
 )]
 
+pub mod kernel;
+
 use protocol::observation::Exchange;
 use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Loss, Segment};
 

@@ -1,0 +1,125 @@
+//! Segments, cursors and ends in any order, with any offsets, never panic; what is in flight stays
+//! within its bound, and nothing is in flight when the connection has ended.
+#![no_main]
+
+use libfuzzer_sys::{arbitrary, fuzz_target};
+use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Segment};
+
+#[derive(Debug, arbitrary::Arbitrary)]
+enum Step<'a> {
+    Segment {
+        egress: bool,
+        /// Bytes that went unseen before it; negative where it overlaps what came before.
+        gap_bytes: i8,
+        captured: &'a [u8],
+        uncaptured_bytes: u16,
+        tail: &'a [u8],
+    },
+    /// A segment anywhere.
+    Stray {
+        egress: bool,
+        offset_bytes: u64,
+        len_bytes: u64,
+        captured: &'a [u8],
+        time_ns: u64,
+    },
+    Progress {
+        egress: bool,
+        bytes: u16,
+    },
+    Close {
+        ingress: bool,
+        egress: bool,
+        reason: u8,
+    },
+    Evict,
+}
+
+fuzz_target!(|steps: Vec<Step<'_>>| {
+    let limits = Limits {
+        requests_in_flight: 8,
+        head_bytes: 512,
+        ..Limits::default()
+    };
+    let mut connection = Connection::new(limits);
+    let mut cursors = [Cursor::default(); 2];
+    let mut now_ns = 0;
+    for step in &steps {
+        now_ns += 1;
+        apply(step, &mut connection, &mut cursors, now_ns);
+        assert!(connection.in_flight() <= limits.requests_in_flight);
+        while let Some(exchange) = connection.poll_observation() {
+            assert!(exchange.path.len() <= 1024);
+        }
+        while connection.poll_loss().is_some() {}
+    }
+    connection.handle_close(true, true, CloseReason::Fin, now_ns);
+    assert_eq!(connection.in_flight(), 0);
+    assert!(connection.is_idle());
+});
+
+fn apply(step: &Step<'_>, connection: &mut Connection, cursors: &mut [Cursor; 2], now_ns: u64) {
+    match step {
+        Step::Segment {
+            egress,
+            gap_bytes,
+            captured,
+            uncaptured_bytes,
+            tail,
+        } => {
+            let cursor = &mut cursors[usize::from(*egress)];
+            let previous = *cursor;
+            let offset_bytes = previous.offset_bytes.saturating_add_signed((*gap_bytes).into());
+            let len_bytes = captured.len() as u64 + u64::from(*uncaptured_bytes);
+            cursor.offset_bytes = offset_bytes + len_bytes;
+            cursor.last_ns = now_ns;
+            connection.handle_segment(&Segment {
+                direction: direction(*egress),
+                offset_bytes,
+                len_bytes,
+                captured,
+                tail,
+                time_ns: now_ns,
+                previous_ns: previous.last_ns,
+            });
+        }
+        Step::Stray {
+            egress,
+            offset_bytes,
+            len_bytes,
+            captured,
+            time_ns,
+        } => connection.handle_segment(&Segment {
+            direction: direction(*egress),
+            offset_bytes: *offset_bytes,
+            len_bytes: *len_bytes,
+            captured,
+            tail: &[],
+            time_ns: *time_ns,
+            previous_ns: 0,
+        }),
+        Step::Progress { egress, bytes } => {
+            let cursor = &mut cursors[usize::from(*egress)];
+            cursor.offset_bytes += u64::from(*bytes);
+            cursor.last_ns = now_ns;
+            connection.handle_progress(direction(*egress), *cursor);
+        }
+        Step::Close {
+            ingress,
+            egress,
+            reason,
+        } => {
+            let reason = CloseReason::from_raw(*reason).unwrap_or(CloseReason::Fin);
+            connection.handle_close(*ingress, *egress, reason, now_ns);
+        }
+        Step::Evict => connection.handle_evict(now_ns),
+    }
+}
+
+fn direction(egress: bool) -> Direction {
+    if egress {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    }
+}

@@ -1,0 +1,132 @@
+//! Calls of a search cluster, told from the bytes of a connection.
+
+mod wire;
+
+use protocol::Direction;
+use protocol::Limits;
+use protocol::observation::{ElasticsearchCall, SearchProduct};
+use wire::Wire;
+use wire::kernel::{Fate, Kernel};
+
+const SEARCH: &[u8] = b"POST /books/_search?q=secret HTTP/1.1\r\nHost: es:9200\r\n\
+    Content-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"query\": {}}";
+const ANSWER: &str = r#"{"took":7,"timed_out":false,"_shards":{"failed":0},"hits":{"hits":[]}}"#;
+
+const JSON: &str = "Content-Type: application/json\r\n";
+
+fn response(fields: &str, body: &str) -> Vec<u8> {
+    let len = body.len();
+    format!("HTTP/1.1 200 OK\r\n{fields}{JSON}Content-Length: {len}\r\n\r\n{body}").into_bytes()
+}
+
+fn call(wire: &mut Wire) -> Option<ElasticsearchCall> {
+    wire.exchange().elasticsearch.map(|call| *call)
+}
+
+#[test]
+fn a_search_is_told_by_the_product_header() {
+    let mut wire = Wire::client();
+    wire.request(SEARCH);
+    wire.response(&response("X-elastic-product: Elasticsearch\r\n", ANSWER));
+    let call = call(&mut wire).unwrap();
+    assert_eq!(call.product, SearchProduct::Elasticsearch);
+    assert_eq!(call.operation, Some("search"));
+    assert_eq!(&*call.collection, "books");
+    assert_eq!(call.took_ms, Some(7));
+    let product = wire.connection.search_product();
+    assert_eq!(product, Some(SearchProduct::Elasticsearch));
+}
+
+#[test]
+fn a_chunked_answer_cut_anywhere_is_read_without_its_framing() {
+    let (first, second) = ANSWER.split_at(9);
+    let body = format!(
+        "{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n",
+        first.len(),
+        second.len()
+    );
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nX-elastic-product: Elasticsearch\r\n{JSON}\
+         Transfer-Encoding: chunked\r\n\r\n"
+    );
+    let answer = format!("{head}{body}");
+    for cut in head.len()..answer.len() {
+        let mut wire = Wire::client();
+        wire.request(SEARCH);
+        wire.response(&answer.as_bytes()[..cut]);
+        wire.response(&answer.as_bytes()[cut..]);
+        let exchange = wire.exchange();
+        assert_eq!(exchange.elasticsearch.unwrap().took_ms, Some(7), "{cut}");
+    }
+}
+
+#[test]
+fn the_beginning_of_a_long_answer_is_enough() {
+    let mut kernel = Kernel::new(Direction::Egress, 400);
+    let body = format!("{}{}", &ANSWER[..ANSWER.len() - 1], " ".repeat(5000)) + "}";
+    kernel.send(true, SEARCH, Fate::Shown);
+    let answer = response("X-elastic-product: Elasticsearch\r\n", &body);
+    kernel.send(false, &answer, Fate::Shown);
+    kernel.wire.poll_progress();
+    assert_eq!(call(&mut kernel.wire).unwrap().took_ms, Some(7));
+}
+
+#[test]
+fn what_is_captured_behind_a_hole_is_not_taken_for_the_beginning() {
+    let mut wire = Wire::client();
+    wire.request(SEARCH);
+    let answer = response("X-elastic-product: Elasticsearch\r\n", ANSWER);
+    let head = answer.len() - ANSWER.len();
+    wire.response(&answer[..head]);
+    wire.advance(false, 4);
+    wire.response(&answer[head + 4..]);
+    assert_eq!(call(&mut wire).unwrap().took_ms, None);
+}
+
+#[test]
+fn an_endpoint_known_to_be_a_cluster_needs_no_header() {
+    let mut wire = Wire::client();
+    let opensearch = Some(SearchProduct::OpenSearch);
+    wire.connection.set_search_product(opensearch);
+    wire.request(SEARCH);
+    wire.response(&response("", ANSWER));
+    let call = call(&mut wire).unwrap();
+    assert_eq!(
+        (call.product, call.took_ms),
+        (SearchProduct::OpenSearch, Some(7))
+    );
+}
+
+#[test]
+fn an_ordinary_service_is_no_cluster() {
+    let mut wire = Wire::client();
+    wire.request(SEARCH);
+    wire.response(&response("", r#"{"found": []}"#));
+    assert_eq!(call(&mut wire), None);
+}
+
+#[test]
+fn a_bulk_request_is_counted_as_far_as_it_was_kept() {
+    let item = "{\"index\":{}}\n{\"a\":1}\n";
+    for (items, batch_size) in [(3, Some(3)), (300, None)] {
+        let body = item.repeat(items);
+        let limits = Limits {
+            body_prefix_bytes: 1000,
+            ..Limits::default()
+        };
+        let mut wire = Wire::new(Direction::Egress, limits);
+        let head = format!(
+            "POST /books/_bulk HTTP/1.1\r\nContent-Type: application/x-ndjson\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        wire.request(head.as_bytes());
+        wire.request(body.as_bytes());
+        let answer = r#"{"took":3,"errors":false,"items":[]}"#;
+        wire.response(&response("X-elastic-product: Elasticsearch\r\n", answer));
+        let call = call(&mut wire).unwrap();
+        assert_eq!(call.operation, Some("bulk"));
+        assert_eq!(call.batch_size, batch_size, "{items}");
+        assert_eq!(call.errors, Some(false));
+    }
+}
