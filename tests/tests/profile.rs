@@ -369,6 +369,28 @@ fn profiles_at_the_same_time_share_the_sampler() -> Result<()> {
     })
 }
 
+#[test]
+fn every_run_of_the_sampler_is_a_sample_or_a_loss() -> Result<()> {
+    let agent = Agent::start()?;
+    let response = agent.get("/debug/pprof/flamegraph?seconds=4&hz=997&format=folded")?;
+    ensure!(
+        response.status == 200,
+        "{}: {}",
+        response.status,
+        response.text()
+    );
+    let metrics = agent.metrics()?;
+    let runs = metrics.sum("telltale_bpf_runs_total", &[("program", "sample")]);
+    let counted = metrics.sum("telltale_profile_samples_total", &[]);
+    println!("{runs} runs, {counted} samples");
+    ensure!(
+        runs > 0.0 && runs == counted,
+        "{runs} runs, but {counted} samples"
+    );
+    ensure!(samples(&response.text())? as f64 <= counted);
+    Ok(())
+}
+
 fn samples(folded: &str) -> Result<u64> {
     folded
         .lines()
