@@ -200,17 +200,19 @@ fn check_build_id(raw: &str, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `burn` is inlined into each of the three functions: its line comes first in their locations.
+/// `spin` is inlined into `burn`, and that into each of the three functions: they are three lines
+/// of one location, the innermost first.
 fn check_inlined(raw: &str) -> Result<()> {
     let lines: Vec<_> = raw.lines().collect();
-    let found = lines.windows(2).any(|pair| {
-        pair[0].contains(" burn ")
-            && pair[0].contains("split.c:")
-            && pair[1].contains("spend_fifty")
+    let found = lines.windows(3).any(|lines| {
+        let named = ["spin", "burn", "spend_fifty"];
+        let mut places = lines.iter().zip(named);
+        places.all(|(line, name)| line.contains(&format!(" {name} ")))
+            && lines.iter().all(|line| line.contains("split.c:"))
     });
     ensure!(
         found,
-        "no location where `burn` is inlined into `spend_fifty`"
+        "no location where `spin` is inlined into `burn` into `spend_fifty`"
     );
     Ok(())
 }
@@ -271,6 +273,7 @@ fn a_flamegraph_of_a_service_shows_its_functions() -> Result<()> {
         "spend_thirty",
         "spend_twenty",
         "burn",
+        "spin",
     ] {
         ensure!(
             svg.contains(&format!("<title>{name} (")),
@@ -285,7 +288,7 @@ fn a_flamegraph_of_a_service_shows_its_functions() -> Result<()> {
         );
     }
     // 25 nested calls are 25 frames.
-    let stack = format!("main{};spend_fifty;burn ", ";nest_fifty".repeat(25));
+    let stack = format!("main{};spend_fifty;burn;spin ", ";nest_fifty".repeat(25));
     ensure!(
         folded.lines().any(|line| line.contains(&stack)),
         "no whole stack:\n{folded}"
@@ -305,7 +308,10 @@ fn a_program_that_is_deleted_and_ends_meanwhile_keeps_its_names() -> Result<()> 
     let pid = split.child.pid().to_string();
     take_profile(&["--pid", &pid, "--seconds", "5", "--hz", "199"], &file)?;
     let folded = std::fs::read_to_string(&file)?;
-    ensure!(folded.contains("nest_fifty;spend_fifty;burn "), "{folded}");
+    ensure!(
+        folded.contains("nest_fifty;spend_fifty;burn;spin "),
+        "{folded}"
+    );
     Ok(())
 }
 
@@ -361,6 +367,28 @@ fn profiles_at_the_same_time_share_the_sampler() -> Result<()> {
         ensure!((50..=99 * 4 + 9).contains(&long) && (12..=99 + 9).contains(&short));
         Ok(())
     })
+}
+
+#[test]
+fn every_run_of_the_sampler_is_a_sample_or_a_loss() -> Result<()> {
+    let agent = Agent::start()?;
+    let response = agent.get("/debug/pprof/flamegraph?seconds=4&hz=997&format=folded")?;
+    ensure!(
+        response.status == 200,
+        "{}: {}",
+        response.status,
+        response.text()
+    );
+    let metrics = agent.metrics()?;
+    let runs = metrics.sum("telltale_bpf_runs_total", &[("program", "sample")]);
+    let counted = metrics.sum("telltale_profile_samples_total", &[]);
+    println!("{runs} runs, {counted} samples");
+    ensure!(
+        runs > 0.0 && runs == counted,
+        "{runs} runs, but {counted} samples"
+    );
+    ensure!(samples(&response.text())? as f64 <= counted);
+    Ok(())
 }
 
 fn samples(folded: &str) -> Result<u64> {

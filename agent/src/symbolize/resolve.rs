@@ -8,6 +8,7 @@ use profile::{Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackTr
 
 use super::executable::FileIdentity;
 use super::image::{Backing, Image, ImageKey};
+use super::maps::MapsEntry;
 use super::names::{Functions, Names, kernel_build_id};
 use super::perf_map;
 
@@ -57,17 +58,16 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
     let unknown: Arc<str> = "unknown".into();
     let samples = placed
         .into_iter()
-        .map(
-            |(
-                Counted {
-                    thread,
-                    stack,
-                    count,
-                },
-                placed,
-            )| Sample {
-                unwind: table.unwind(&stack, &placed),
-                frames: placed.frames,
+        .map(|(counted, mut frames)| {
+            let Counted {
+                thread,
+                stack,
+                count,
+            } = counted;
+            table.cut_beyond_entry(&stack, &mut frames);
+            Sample {
+                unwind: table.unwind(&stack, &frames),
+                frames,
                 count,
                 pid: thread.pid,
                 tid: thread.tid,
@@ -76,8 +76,8 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                     .unwrap_or(&unknown)
                     .clone(),
                 thread: thread.name,
-            },
-        )
+            }
+        })
         .collect();
     Resolved {
         mappings: table.mappings,
@@ -99,14 +99,6 @@ enum Place {
     Own(ImageKey, u64),
 }
 
-/// A stack whose addresses have become frames.
-struct PlacedStack {
-    frames: Vec<FrameIndex>,
-    /// An address was no code of the process: what frame pointers led to from there on is no
-    /// stack, and was left out.
-    strayed: bool,
-}
-
 /// The frames and mappings that were met so far.
 #[derive(Default)]
 struct FrameTable {
@@ -117,14 +109,15 @@ struct FrameTable {
 }
 
 impl FrameTable {
-    /// Turns the addresses of a stack into frames.
+    /// Turns the addresses of a stack into frames. The first address that is no code of the
+    /// process ends it: what frame pointers led to from there on is no stack.
     fn add_stack(
         &mut self,
         names: &mut Names,
         key: ImageKey,
         image: Option<&Image>,
         stack: &StackTrace,
-    ) -> PlacedStack {
+    ) -> Vec<FrameIndex> {
         let mut frames = Vec::with_capacity(stack.kernel.len() + stack.user.len());
         for address in lookup_addresses(&stack.kernel) {
             let mapping = self.mapping(kernel_mapping);
@@ -132,17 +125,11 @@ impl FrameTable {
         }
         for address in lookup_addresses(&stack.user) {
             let Some(frame) = self.user_frame(names, key, image, address) else {
-                return PlacedStack {
-                    frames,
-                    strayed: true,
-                };
+                return frames;
             };
             frames.push(frame);
         }
-        PlacedStack {
-            frames,
-            strayed: false,
-        }
+        frames
     }
 
     /// The frame of a user address; `None` where the process has no code there.
@@ -177,7 +164,11 @@ impl FrameTable {
                 let mapping = self.mapping(|| vdso_mapping(len));
                 self.frame(Place::Vdso(inside), inside, Some(mapping))
             }
-            Backing::Anonymous | Backing::Unopened => self.frame(own, address, None),
+            Backing::Anonymous => self.frame(own, address, None),
+            Backing::Unopened => {
+                let mapping = self.mapping(|| unread_mapping(&region.entry));
+                self.frame(own, address, Some(mapping))
+            }
         };
         Some(frame)
     }
@@ -242,28 +233,55 @@ impl FrameTable {
         }
     }
 
+    /// Cuts off what lies beyond a thread's entry. Entries have no frame pointer of their own to
+    /// pass on, so what is found there is what happened to be in the register.
+    fn cut_beyond_entry(&self, stack: &StackTrace, frames: &mut Vec<FrameIndex>) {
+        let begin = frames
+            .len()
+            .saturating_sub(OUTERMOST)
+            .max(stack.kernel.len() + 1);
+        let Some(entry) = (begin..frames.len()).find(|at| self.is(frames[*at], is_entry)) else {
+            return;
+        };
+        // An entry may have been reached through another one: `_start` calls `__libc_start_main`.
+        let beyond = (entry..frames.len()).find(|at| !self.is(frames[*at], is_entry));
+        frames.truncate(beyond.unwrap_or(frames.len()));
+    }
+
     /// How far the stack was followed.
-    fn unwind(&self, stack: &StackTrace, placed: &PlacedStack) -> Unwind {
+    fn unwind(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
         if stack.user.is_empty() {
             return Unwind::NoUserStack;
         }
         if stack.truncated {
             return Unwind::Truncated;
         }
-        // Two frames may lie beyond the entry that has a name: a C library without symbols calls
-        // `main` from a function without one.
-        let user = placed.frames.get(stack.kernel.len()..).unwrap_or_default();
-        let outermost = user.iter().rev().take(3);
-        let reached_entry = outermost
-            .flat_map(|frame| &self.frames[*frame].functions)
-            .any(|function| is_thread_entry(&function.name));
-        if reached_entry && !placed.strayed {
+        // Frames without a name may lie beyond the first function of the program: a C library
+        // without symbols calls `main`. The leaf does not count: it may call `clone`.
+        let callers = frames.get(stack.kernel.len() + 1..).unwrap_or_default();
+        let reached_entry = callers
+            .iter()
+            .rev()
+            .take(OUTERMOST)
+            .any(|frame| self.is(*frame, |name| is_entry(name) || is_first_function(name)));
+        if reached_entry {
             Unwind::Complete
         } else {
             Unwind::Unverified
         }
     }
+
+    /// Is one of the frame's functions of that kind?
+    fn is(&self, frame: FrameIndex, kind: impl Fn(&str) -> bool) -> bool {
+        self.frames[frame]
+            .functions
+            .iter()
+            .any(|function| kind(&function.name))
+    }
 }
+
+/// How many frames from the outside a thread's entry is looked for.
+const OUTERMOST: usize = 4;
 
 /// Addresses of one source with the frames that they belong to.
 type Group = Vec<(u64, FrameIndex)>;
@@ -279,18 +297,17 @@ fn lookup_addresses(addresses: &[u64]) -> impl Iterator<Item = u64> + '_ {
     addresses.first().copied().into_iter().chain(calls)
 }
 
-/// Functions that nothing calls, or nothing of interest: glibc, musl, Go, Rust.
-fn is_thread_entry(name: &str) -> bool {
-    const ENTRIES: [&str; 19] = [
+/// Functions in which threads begin, and those that they pass on to before the program's own:
+/// glibc, musl, Go.
+fn is_entry(name: &str) -> bool {
+    const ENTRIES: [&str; 17] = [
         "_start",
         "_start_c",
         "_dl_start",
         "__libc_start_main",
         "__libc_start_main_impl",
-        "__libc_start_main@@GLIBC_2.34",
         "__libc_start_call_main",
         "libc_start_main_stage2",
-        "main",
         "start_thread",
         "clone",
         "__clone",
@@ -302,7 +319,13 @@ fn is_thread_entry(name: &str) -> bool {
         "runtime.mstart.abi0",
         "runtime.rt0_go.abi0",
     ];
-    ENTRIES.contains(&name) || name.ends_with("::thread_start")
+    ENTRIES.contains(&name)
+}
+
+/// The first function of a program or of a thread that is not the C library's: C, Rust, Java's
+/// virtual machine.
+fn is_first_function(name: &str) -> bool {
+    name == "main" || name == "thread_native_entry(Thread*)" || name.ends_with("::thread_start")
 }
 
 /// The upper half of the address space is the kernel's.
@@ -313,6 +336,17 @@ fn kernel_mapping() -> Mapping {
         file_offset: 0,
         path: "[kernel.kallsyms]".into(),
         build_id: kernel_build_id(),
+    }
+}
+
+/// A file that could not be read: all that is known is where the process has it.
+fn unread_mapping(entry: &MapsEntry) -> Mapping {
+    Mapping {
+        start: entry.start,
+        end: entry.end,
+        file_offset: entry.file_offset,
+        path: entry.path.as_str().into(),
+        build_id: None,
     }
 }
 
@@ -448,6 +482,13 @@ mod tests {
                 .all(|f| f.functions.is_empty() && f.mapping.is_none())
         );
         assert_eq!(*resolved.samples[0].service, *"unknown");
+    }
+
+    #[test]
+    fn a_stack_ends_at_a_threads_entry() {
+        let resolved = resolved(&[address(), entry_address() + 1, address()], false);
+        assert_eq!(resolved.samples[0].frames.len(), 2);
+        assert_eq!(resolved.samples[0].unwind, Unwind::Complete);
     }
 
     #[test]
