@@ -20,13 +20,18 @@ class HandlerTime:
             return await self.app(scope, receive, send)
         start = time.monotonic()
         status = 0
+        seconds = 0.0
 
         async def measured(message):
-            nonlocal status
-            if message["type"] == "http.response.start":
+            nonlocal status, seconds
+            head = message["type"] == "http.response.start"
+            if head:
                 status = message["status"]
-            elif not message.get("more_body", False):
-                handler_log.write(scope["method"], scope["path"], status, time.monotonic() - start)
+            # The server writes an answer without a body when it gets the head: its last byte.
+            if head or not (scope["method"] == "HEAD" or status in (204, 304)):
+                seconds = time.monotonic() - start
+            if not head and not message.get("more_body", False):
+                handler_log.write(scope["method"], scope["path"], status, seconds)
             await send(message)
 
         await self.app(scope, receive, measured)
