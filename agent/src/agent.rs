@@ -28,10 +28,10 @@ use crate::http::{self, Api, BindError};
 use crate::probes::attach::{self, AttachError, ProbeReport};
 use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, load};
 use crate::probes::maps::{Connections, KernelLosses};
-use crate::probes::mounts;
 use crate::probes::programs::Programs;
 use crate::probes::ring::{Ring, RingError};
 use crate::probes::sampler::Sampler;
+use crate::probes::{mounts, release_memory};
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
 use crate::profiler::Profiler;
@@ -101,6 +101,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let clock = Clock::new();
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
+    let watched = Arc::clone(&processes);
+    metrics.losses.watch(Box::new(move || watched.losses()));
 
     // The kernel side: loaded now, attached once its rings are drained.
     mount_filesystems();
@@ -151,13 +153,16 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
+    let profile_routes = profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
 
     let kernel_log = follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
     report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
-    let programs = Programs::new(loaded.ebpf);
+    let Loaded { ebpf, btf, .. } = loaded;
+    drop(btf);
+    release_memory();
+    let programs = Programs::new(ebpf);
     let statistics_reader = programs.run_statistics();
     metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
     health.set_ready(true);
@@ -299,6 +304,7 @@ fn start_workers(
 /// The profiler behind its endpoints; none of them where this kernel does not let it sample.
 fn profile_routes(
     loaded: &mut Loaded,
+    config: &Config,
     processes: &Arc<ProcessTable>,
     metrics: &SelfMetrics,
     health: &Health,
@@ -309,7 +315,10 @@ fn profile_routes(
             let samples = metrics.profile_samples.clone();
             let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(Some(profiler)))
+            Ok(http::profile::router(
+                Some(profiler),
+                config.profile.clone(),
+            ))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -318,7 +327,7 @@ fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(http::profile::router(None))
+            Ok(http::profile::router(None, config.profile.clone()))
         }
     }
 }

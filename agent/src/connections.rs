@@ -1,15 +1,16 @@
 //! The connections of one worker: who owns them, what they speak, where they lead.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
+use hashbrown::HashMap;
 use protocol::{Connection, Limits};
 
 use crate::observation::Endpoint;
 use crate::process::Process;
 use crate::routes::ServiceRoutes;
+use crate::self_metrics::Counted;
 
 /// A connection as its worker follows it.
 pub struct Tracked {
@@ -29,8 +30,8 @@ pub struct Tracked {
     pub routes: Option<ServiceRoutes>,
     /// When it last moved bytes: `CLOCK_MONOTONIC`, nanoseconds.
     pub last_ns: u64,
-    /// Exchanges in flight, as the gauge counts them.
-    pub in_flight: usize,
+    /// Its exchanges in flight, as the gauges count them.
+    pub counted: Counted,
     /// Whether the end of a body is awaited that only the kernel's cursor tells.
     pub awaits_progress: bool,
     /// What was known of clusters when this connection last asked.
@@ -54,7 +55,7 @@ impl Tracked {
             selected,
             routes: None,
             last_ns: origin.opened_ns,
-            in_flight: 0,
+            counted: Counted::default(),
             awaits_progress: false,
             clusters_generation: 0,
             noted: false,

@@ -22,7 +22,7 @@ use crate::process::{Process, ProcessTable};
 use crate::process_events::ProcessEvents;
 use crate::routes::Routes;
 use crate::selection::Selection;
-use crate::self_metrics::{Exchanges, Losses};
+use crate::self_metrics::{Exchanges, InFlight, Losses};
 use crate::sink::Sink;
 
 /// How long a worker sleeps where nothing wakes it: the longest that a finished exchange waits.
@@ -67,6 +67,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     sinks: Vec<Box<dyn Sink>>,
     connections: Connections,
+    in_flight: InFlight,
     next_sweep_ns: u64,
 }
 
@@ -80,11 +81,13 @@ impl Worker {
         capacity: usize,
     ) -> Self {
         let connections = Connections::new(capacity);
+        let in_flight = shared.exchanges.worker();
         Self {
             ring,
             shared,
             sinks,
             connections,
+            in_flight,
             next_sweep_ns: monotonic_ns() + SWEEP_NS,
         }
     }
@@ -120,12 +123,14 @@ impl Worker {
             shared,
             sinks,
             connections,
+            in_flight,
             ..
         } = self;
         let mut handler = Handler {
             shared,
             sinks,
             connections,
+            in_flight,
         };
         while ring.drain(BATCH, |record| handler.handle(record)) == BATCH {
             if shared.stop.load(Ordering::Acquire) {
@@ -139,12 +144,14 @@ impl Worker {
             shared,
             sinks,
             connections,
+            in_flight,
             ..
         } = self;
         Handler {
             shared,
             sinks,
             connections,
+            in_flight,
         }
     }
 
@@ -202,6 +209,7 @@ struct Handler<'a> {
     shared: &'a Shared,
     sinks: &'a mut Vec<Box<dyn Sink>>,
     connections: &'a mut Connections,
+    in_flight: &'a mut InFlight,
 }
 
 impl Handler<'_> {
@@ -376,7 +384,12 @@ impl Handler<'_> {
                 .add("protocol", loss.reason.as_str(), loss.count);
         }
         tracked.awaits_progress = tracked.connection.awaits_progress();
-        update_in_flight(tracked, self.shared);
+        if let Some(role) = tracked.connection.role() {
+            let service = &tracked.process.service;
+            let methods = tracked.connection.methods_in_flight();
+            self.in_flight
+                .update(&mut tracked.counted, role, service, methods);
+        }
     }
 }
 
@@ -418,17 +431,6 @@ fn learn_product(tracked: &mut Tracked, clusters: &Clusters) {
         && let Some(product) = clusters.product(remote)
     {
         tracked.connection.set_search_product(Some(product));
-    }
-}
-
-fn update_in_flight(tracked: &mut Tracked, shared: &Shared) {
-    let in_flight = tracked.connection.in_flight();
-    if in_flight != tracked.in_flight
-        && let Some(role) = tracked.connection.role()
-    {
-        let change = in_flight as i64 - tracked.in_flight as i64;
-        shared.exchanges.in_flight(role).add(change);
-        tracked.in_flight = in_flight;
     }
 }
 

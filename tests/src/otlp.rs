@@ -246,16 +246,24 @@ fn attributes(list: &Value) -> Result<BTreeMap<String, String>> {
                 .as_str()
                 .context("attribute key")?
                 .to_owned();
-            let value = attribute["value"]
-                .as_object()
-                .and_then(|value| value.values().next());
-            let value = match value.context("attribute value")? {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
+            let value = any_value(&attribute["value"]).context("attribute value")?;
             Ok((key, value))
         })
         .collect()
+}
+
+/// `AnyValue` as text; an array's values are joined by commas.
+fn any_value(value: &Value) -> Option<String> {
+    let (kind, value) = value.as_object()?.iter().next()?;
+    if kind == "arrayValue" {
+        let values = items(&value["values"]).iter().map(any_value);
+        return Some(values.collect::<Option<Vec<_>>>()?.join(","));
+    }
+    Some(
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned),
+    )
 }
 
 fn items(list: &Value) -> &[Value] {

@@ -7,11 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::otlp::{Collector, Span};
 use e2e::{Agent, Child, Client, Metrics, Request, Server, eventually, free_port, prerequisite};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+const SPANS_TIMEOUT: Duration = Duration::from_secs(20);
 /// As the nodes are configured.
 const CLUSTER: &str = "telltale-test";
 /// How often a client makes its list of calls.
@@ -94,7 +96,11 @@ fn a_service_that_merely_has_the_paths_is_no_cluster() -> Result<()> {
 
 fn check(product: &Product) -> Result<()> {
     let node = Node::start(product)?;
-    let agent = Agent::start()?;
+    let collector = Collector::start()?;
+    let agent = Agent::command()?
+        .arg("--otlp-endpoint")
+        .arg(collector.grpc_endpoint())
+        .start()?;
     for coding in ["plain", "gzip"] {
         let service = format!(
             "e2e-{}-client-{coding}-{}",
@@ -110,6 +116,9 @@ fn check(product: &Product) -> Result<()> {
         assert_took_agrees(&metrics, &service, &calls)?;
         assert_durations_agree(&metrics, &service, &calls)?;
         assert_health_agrees(&metrics, &node, &calls)?;
+        eventually(SPANS_TIMEOUT, || {
+            assert_spans_agree(collector.spans()?, product, &service, &calls)
+        })?;
         let of_node = [("service_name", node.service.as_str())];
         ensure!(
             metrics.sum(DURATION_COUNT, &of_node) == 0.0,
@@ -223,6 +232,53 @@ fn assert_health_agrees(metrics: &Metrics, node: &Node, calls: &[Call]) -> Resul
     Ok(())
 }
 
+/// One span a call, in the client's order, within the client's time.
+fn assert_spans_agree(
+    mut spans: Vec<Span>,
+    product: &Product,
+    service: &str,
+    calls: &[Call],
+) -> Result<()> {
+    spans.retain(|span| span.service() == service);
+    spans.sort_by_key(|span| span.start_unix_ns);
+    ensure!(
+        spans.len() == calls.len(),
+        "{} spans of {} calls",
+        spans.len(),
+        calls.len()
+    );
+    for (span, call) in spans.iter().zip(calls) {
+        for (key, value) in [
+            ("db.system.name", product.name),
+            ("db.operation.name", &call.operation),
+            ("db.collection.name", &call.index),
+            ("db.response.status_code", &call.status.to_string()),
+        ] {
+            ensure!(
+                span.attribute(key) == value,
+                "{key} is not {value} in {span:?}"
+            );
+        }
+        let seconds = (span.end_unix_ns - span.start_unix_ns) as f64 / 1e9;
+        ensure!(
+            seconds <= call.seconds,
+            "{seconds} s for {} s: {span:?}",
+            call.seconds
+        );
+        let batch_size = span.attribute("db.operation.batch.size");
+        let expected = call
+            .bulk_operations
+            .map_or_else(String::new, |size| size.to_string());
+        // A request that is larger than what is captured of it could not be counted.
+        let unknown = call.bulk_operations > Some(10) && batch_size.is_empty();
+        ensure!(
+            batch_size == expected || unknown,
+            "{batch_size} for {expected}: {span:?}"
+        );
+    }
+    Ok(())
+}
+
 /// A call as the client saw it.
 #[derive(Debug)]
 struct Call {
@@ -231,6 +287,8 @@ struct Call {
     status: u64,
     took_ms: Option<u64>,
     health: Option<String>,
+    /// Operations of a bulk request.
+    bulk_operations: Option<u64>,
     seconds: f64,
 }
 
@@ -244,6 +302,7 @@ impl Call {
             status: value["status"].as_u64().context("status")?,
             took_ms: value["took"].as_u64(),
             health: text("health"),
+            bulk_operations: value["bulk_operations"].as_u64(),
             seconds: value["seconds"].as_f64().context("seconds")?,
         })
     }

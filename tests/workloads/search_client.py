@@ -23,15 +23,17 @@ class Recorder:
         class Recording(base):
             def perform_request(self, method, url, *args, **kwargs):
                 start = time.monotonic()
-                body = b""
+                answer = None
                 try:
                     status, headers, body = super().perform_request(method, url, *args, **kwargs)
+                    answer = body
                 except Exception as error:
-                    status = error.status_code
+                    # An answer with an error's status can say `took` as well.
+                    status, answer = error.status_code, error.info
                     raise
                 finally:
                     seconds = time.monotonic() - start
-                    recorder.requests.append((method, url, status, body, seconds))
+                    recorder.requests.append((method, url, status, answer, seconds))
                 return status, headers, body
 
         return Recording
@@ -132,15 +134,14 @@ def calls_of(client, indices):
     yield ("cluster.health", "", None), lambda: client.cluster.health()
 
 
-def facts_of(body):
-    """`took` and `status` of an answer that is an object."""
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        return None, None
-    if not isinstance(answer, dict):
-        return None, None
-    return answer.get("took"), answer.get("status")
+def object_of(answer):
+    """An answer's members: of a body, or of what the client's error made of it."""
+    if isinstance(answer, (bytes, str)):
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 def main():
@@ -160,8 +161,8 @@ def main():
             # The Elasticsearch client asks who answers before its first call.
             asked = [("info", "", None)] * len(before) + [(operation, index, bulk_operations)]
             for request, (operation, index, bulk_operations) in zip([*before, own], asked):
-                method, path, status, body, seconds = request
-                took, health = facts_of(body)
+                method, path, status, answer, seconds = request
+                facts = object_of(answer)
                 is_health = operation == "cluster.health" and index == ""
                 line = {
                     "operation": operation,
@@ -169,8 +170,8 @@ def main():
                     "method": method,
                     "path": path,
                     "status": status,
-                    "took": took,
-                    "health": health if is_health else None,
+                    "took": facts.get("took"),
+                    "health": facts.get("status") if is_health else None,
                     "bulk_operations": bulk_operations,
                     "seconds": seconds,
                 }

@@ -36,17 +36,25 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         duration: Duration::from_secs(args.seconds),
         hz: args.hz,
     };
-    // Before anything is sampled: a folder that can't be written to is the commonest mistake.
     let name = args.output.display();
-    let file = File::create(&args.output).with_context(|| format!("cannot write `{name}`"))?;
+    let cannot_write = || format!("cannot write `{name}`");
+    // Before anything is sampled: a folder that can't be written to is the commonest mistake.
+    // What is in the file stays there until there is something better.
+    let is_new = !args.output.exists();
+    let mut file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&args.output)
+        .with_context(cannot_write)?;
     let taken = tokio::select! {
         taken = take(request, format) => taken,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
     };
     let written = taken.and_then(|(profile, bytes)| {
-        (&file)
-            .write_all(&bytes)
-            .with_context(|| format!("cannot write `{name}`"))?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(&bytes))
+            .with_context(cannot_write)?;
         Ok(profile)
     });
     match written {
@@ -56,7 +64,9 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         }
         Err(error) => {
             // An empty file would look like a profile.
-            let _ = fs::remove_file(&args.output);
+            if is_new {
+                let _ = fs::remove_file(&args.output);
+            }
             Err(error)
         }
     }

@@ -5,6 +5,7 @@
 
 mod error;
 mod load;
+mod refusal;
 mod units;
 mod validate;
 
@@ -13,6 +14,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::profiler::MAX_HZ;
 
 pub use error::ConfigError;
 pub use validate::HISTOGRAMS;
@@ -319,7 +322,7 @@ impl Default for ProfileConfig {
     fn default() -> Self {
         Self {
             max_duration: Duration::from_secs(120),
-            max_hz: 999,
+            max_hz: MAX_HZ,
         }
     }
 }

@@ -12,6 +12,7 @@ use axum::{Json, Router};
 use prometheus::{Registry, TextEncoder};
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 
 pub use serve::{BindError, bind, serve};
 
@@ -90,6 +91,14 @@ struct Shared {
     scrapes: Semaphore,
 }
 
+impl Shared {
+    /// The watched processes. The source may read `/proc`: off the async threads.
+    async fn targets(&self) -> Result<Vec<Target>, JoinError> {
+        let source = Arc::clone(&self.api.targets);
+        tokio::task::spawn_blocking(move || source()).await
+    }
+}
+
 async fn metrics(State(state): State<Arc<Shared>>) -> Response {
     let Ok(_permit) = state.scrapes.acquire().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -130,9 +139,13 @@ async fn health(State(state): State<Arc<Shared>>) -> Response {
 }
 
 async fn list_targets(State(state): State<Arc<Shared>>) -> Response {
-    let targets = (state.api.targets)();
-    let views: Vec<TargetView<'_>> = targets.iter().map(TargetView::of).collect();
-    Json(json!({ "targets": views })).into_response()
+    match state.targets().await {
+        Ok(targets) => {
+            let views: Vec<TargetView<'_>> = targets.iter().map(TargetView::of).collect();
+            Json(json!({ "targets": views })).into_response()
+        }
+        Err(error) => internal_error(&error),
+    }
 }
 
 async fn not_found(uri: Uri) -> Response {

@@ -19,6 +19,9 @@ async function refresh() {
   } catch {
     // The agent is gone or busy: what is shown is old, and looks it.
     document.body.classList.add("stale");
+    const state = document.querySelector(".state");
+    state.className = "state bad";
+    state.textContent = "unreachable";
   }
 }
 

@@ -31,12 +31,16 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) async fn show(State(state): State<Arc<Shared>>) -> Response {
+    let targets = match state.targets().await {
+        Ok(targets) => targets,
+        Err(error) => return super::internal_error(&error),
+    };
     let api = &state.api;
     let markup = render(
         &api.host_name,
         &api.health.report(),
         &api.summary.snapshot(),
-        &(api.targets)(),
+        &targets,
     );
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -303,7 +307,8 @@ fn footer(version: &str) -> Markup {
                 a href="/metrics" { "metrics" }
                 a href="/targets" { "targets" }
                 a href="/health/detailed" { "health" }
-                a href="/debug/pprof/profile?seconds=5" { "pprof of this host, 5 s" }
+                a href="/debug/pprof/flamegraph?seconds=5" { "flamegraph of the host" }
+                a href="/debug/pprof/profile?seconds=5" { "pprof of the host" }
             }
             p { "Telltale " (version) }
         }

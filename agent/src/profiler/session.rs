@@ -208,3 +208,88 @@ fn stack(sample: &RawSample<'_>) -> StackTrace {
         truncated: sample.key.flags & cut != 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(target: Target) -> (Session, oneshot::Receiver<Result<Collected, ProfileError>>) {
+        let (answer, collected) = oneshot::channel();
+        let request = ProfileRequest {
+            target,
+            duration: Duration::from_secs(1),
+            hz: 99,
+        };
+        (
+            Session::new(Begin { request, answer }, 100).begin_at(5),
+            collected,
+        )
+    }
+
+    fn sample(pid: u32, epoch: u32) -> SampleKey {
+        SampleKey {
+            stack_hash: [0; 2],
+            image: 1,
+            pid,
+            tid: pid,
+            epoch,
+            flags: stack_flags::USER_TRUNCATED,
+            comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+        }
+    }
+
+    fn add(session: &mut Session, pid: u32, epoch: u32, count: u64) {
+        session.add(&RawSample {
+            key: &sample(pid, epoch),
+            kernel: &[1],
+            user: &[2],
+            count,
+        });
+    }
+
+    fn finished(
+        session: Session,
+        mut collected: oneshot::Receiver<Result<Collected, ProfileError>>,
+    ) -> Collected {
+        session.finish(&Images::new("/proc"), &HashMap::new(), 103);
+        collected.try_recv().unwrap().unwrap()
+    }
+
+    #[test]
+    fn samples_count_from_the_first_epoch_to_the_last() {
+        let (mut session, collected) = session(Target::All);
+        for epoch in 3..10 {
+            if epoch == 7 {
+                session.end(7);
+            }
+            add(&mut session, 1, epoch, 10_u64.pow(epoch));
+        }
+        assert!(!session.is_complete(6) && session.is_complete(7));
+        let collected = finished(session, collected);
+        assert_eq!(collected.request.counted[0].count, 11_100_000);
+        assert_eq!(collected.lost_samples, 3);
+    }
+
+    #[test]
+    fn samples_of_other_processes_are_left_to_other_sessions() {
+        let (mut session, collected) = session(Target::Pid(7));
+        session.refresh_pids(&[]);
+        add(&mut session, 7, 5, 1);
+        add(&mut session, 8, 5, 1);
+        let counted = finished(session, collected).request.counted;
+        assert_eq!(counted.len(), 1);
+        assert_eq!(
+            (counted[0].thread.pid, &*counted[0].thread.name),
+            (7, "worker")
+        );
+        assert!(counted[0].stack.truncated);
+    }
+
+    #[test]
+    fn a_session_that_nobody_waits_for_is_abandoned() {
+        let (session, collected) = session(Target::All);
+        assert!(!session.is_abandoned());
+        drop(collected);
+        assert!(session.is_abandoned());
+    }
+}

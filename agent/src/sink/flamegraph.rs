@@ -154,7 +154,7 @@ mod tests {
         for name in [
             "work",
             "inlined",
-            "vfs_read_[k]",
+            "vfs_read (",
             "[shop:1]",
             "main &lt;&amp;&gt;: x",
         ] {

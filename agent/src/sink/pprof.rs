@@ -330,6 +330,7 @@ mod tests {
             .map(|line| (text(function(line.function_id).name), line.line))
             .collect();
         assert_eq!(lines, [("inlined", 7), ("work", 40)]);
+        assert_eq!(decoded.location[1].mapping_id, decoded.mapping[1].id);
         assert_eq!(text(decoded.mapping[1].build_id), "abcd");
         assert!(decoded.mapping[1].has_inline_frames && !decoded.mapping[0].has_line_numbers);
     }

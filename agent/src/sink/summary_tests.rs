@@ -78,7 +78,9 @@ fn errors_are_a_share_by_what_the_metrics_call_errors() {
 fn what_is_older_than_the_window_is_forgotten() {
     let summary = Summary::starting_at(START_NS);
     let mut worker = summary.worker();
-    worker.observe(&at(get(), START_NS, 1.0));
+    let mut failed = get();
+    failed.exchange.status = Some(500);
+    worker.observe(&at(failed, START_NS, 1.0));
     worker.observe(&at(get(), START_NS, 55.0));
     let count = |after: u64| {
         let snapshot = summary.snapshot_at(START_NS + after * SECOND_NS);
@@ -93,6 +95,8 @@ fn what_is_older_than_the_window_is_forgotten() {
     // The slot of the first is used again, and keeps nothing of it.
     worker.observe(&at(get(), START_NS, 61.0));
     assert_eq!(count(65), 2);
+    let snapshot = summary.snapshot_at(START_NS + 65 * SECOND_NS);
+    assert_eq!(snapshot.services[0].traffic.error_share, 0.0);
 }
 
 #[test]

@@ -18,6 +18,9 @@ const MAX_FILES: usize = 300;
 /// No function of the kernel is longer: what lies further from a symbol is not that function's.
 const LONGEST_KERNEL_FUNCTION_BYTES: usize = 1 << 20;
 
+/// Functions whose symbols tell no size are written in assembler, and short.
+const LONGEST_SIZELESS_FUNCTION_BYTES: usize = 4096;
+
 /// Longest name that is passed on; C++ templates can have names of many kilobytes.
 const MAX_NAME_BYTES: usize = 1024;
 
@@ -66,7 +69,9 @@ impl Names {
         };
         let source = Source::from(Elf::new(executable.reopen_path()));
         self.symbolize(&source, Input::VirtOffset(addresses), |symbol, address| {
-            symbol.size.is_some() || layout.same_section(symbol.addr, address)
+            symbol.size.is_some()
+                || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
+                    && layout.same_section(symbol.addr, address))
         })
     }
 

@@ -8,6 +8,7 @@ use profile::{Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackTr
 
 use super::executable::FileIdentity;
 use super::image::{Backing, Image, ImageKey};
+use super::maps::MapsEntry;
 use super::names::{Functions, Names, kernel_build_id};
 use super::perf_map;
 
@@ -57,17 +58,16 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
     let unknown: Arc<str> = "unknown".into();
     let samples = placed
         .into_iter()
-        .map(
-            |(
-                Counted {
-                    thread,
-                    stack,
-                    count,
-                },
-                placed,
-            )| Sample {
-                unwind: table.unwind(&stack, &placed),
-                frames: placed.frames,
+        .map(|(counted, mut frames)| {
+            let Counted {
+                thread,
+                stack,
+                count,
+            } = counted;
+            table.cut_beyond_entry(&stack, &mut frames);
+            Sample {
+                unwind: table.unwind(&stack, &frames),
+                frames,
                 count,
                 pid: thread.pid,
                 tid: thread.tid,
@@ -76,8 +76,8 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                     .unwrap_or(&unknown)
                     .clone(),
                 thread: thread.name,
-            },
-        )
+            }
+        })
         .collect();
     Resolved {
         mappings: table.mappings,
@@ -99,14 +99,6 @@ enum Place {
     Own(ImageKey, u64),
 }
 
-/// A stack whose addresses have become frames.
-struct PlacedStack {
-    frames: Vec<FrameIndex>,
-    /// An address was no code of the process: what frame pointers led to from there on is no
-    /// stack, and was left out.
-    strayed: bool,
-}
-
 /// The frames and mappings that were met so far.
 #[derive(Default)]
 struct FrameTable {
@@ -117,14 +109,15 @@ struct FrameTable {
 }
 
 impl FrameTable {
-    /// Turns the addresses of a stack into frames.
+    /// Turns the addresses of a stack into frames. The first address that is no code of the
+    /// process ends it: what frame pointers led to from there on is no stack.
     fn add_stack(
         &mut self,
         names: &mut Names,
         key: ImageKey,
         image: Option<&Image>,
         stack: &StackTrace,
-    ) -> PlacedStack {
+    ) -> Vec<FrameIndex> {
         let mut frames = Vec::with_capacity(stack.kernel.len() + stack.user.len());
         for address in lookup_addresses(&stack.kernel) {
             let mapping = self.mapping(kernel_mapping);
@@ -132,17 +125,11 @@ impl FrameTable {
         }
         for address in lookup_addresses(&stack.user) {
             let Some(frame) = self.user_frame(names, key, image, address) else {
-                return PlacedStack {
-                    frames,
-                    strayed: true,
-                };
+                return frames;
             };
             frames.push(frame);
         }
-        PlacedStack {
-            frames,
-            strayed: false,
-        }
+        frames
     }
 
     /// The frame of a user address; `None` where the process has no code there.
@@ -177,7 +164,11 @@ impl FrameTable {
                 let mapping = self.mapping(|| vdso_mapping(len));
                 self.frame(Place::Vdso(inside), inside, Some(mapping))
             }
-            Backing::Anonymous | Backing::Unopened => self.frame(own, address, None),
+            Backing::Anonymous => self.frame(own, address, None),
+            Backing::Unopened => {
+                let mapping = self.mapping(|| unread_mapping(&region.entry));
+                self.frame(own, address, Some(mapping))
+            }
         };
         Some(frame)
     }
@@ -242,28 +233,55 @@ impl FrameTable {
         }
     }
 
+    /// Cuts off what lies beyond a thread's entry. Entries have no frame pointer of their own to
+    /// pass on, so what is found there is what happened to be in the register.
+    fn cut_beyond_entry(&self, stack: &StackTrace, frames: &mut Vec<FrameIndex>) {
+        let begin = frames
+            .len()
+            .saturating_sub(OUTERMOST)
+            .max(stack.kernel.len() + 1);
+        let Some(entry) = (begin..frames.len()).find(|at| self.is(frames[*at], is_entry)) else {
+            return;
+        };
+        // An entry may have been reached through another one: `_start` calls `__libc_start_main`.
+        let beyond = (entry..frames.len()).find(|at| !self.is(frames[*at], is_entry));
+        frames.truncate(beyond.unwrap_or(frames.len()));
+    }
+
     /// How far the stack was followed.
-    fn unwind(&self, stack: &StackTrace, placed: &PlacedStack) -> Unwind {
+    fn unwind(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
         if stack.user.is_empty() {
             return Unwind::NoUserStack;
         }
         if stack.truncated {
             return Unwind::Truncated;
         }
-        // Two frames may lie beyond the entry that has a name: a C library without symbols calls
-        // `main` from a function without one.
-        let user = placed.frames.get(stack.kernel.len()..).unwrap_or_default();
-        let outermost = user.iter().rev().take(3);
-        let reached_entry = outermost
-            .flat_map(|frame| &self.frames[*frame].functions)
-            .any(|function| is_thread_entry(&function.name));
-        if reached_entry && !placed.strayed {
+        // Frames without a name may lie beyond the first function of the program: a C library
+        // without symbols calls `main`. The leaf does not count: it may call `clone`.
+        let callers = frames.get(stack.kernel.len() + 1..).unwrap_or_default();
+        let reached_entry = callers
+            .iter()
+            .rev()
+            .take(OUTERMOST)
+            .any(|frame| self.is(*frame, |name| is_entry(name) || is_first_function(name)));
+        if reached_entry {
             Unwind::Complete
         } else {
             Unwind::Unverified
         }
     }
+
+    /// Is one of the frame's functions of that kind?
+    fn is(&self, frame: FrameIndex, kind: impl Fn(&str) -> bool) -> bool {
+        self.frames[frame]
+            .functions
+            .iter()
+            .any(|function| kind(&function.name))
+    }
 }
+
+/// How many frames from the outside a thread's entry is looked for.
+const OUTERMOST: usize = 4;
 
 /// Addresses of one source with the frames that they belong to.
 type Group = Vec<(u64, FrameIndex)>;
@@ -279,18 +297,17 @@ fn lookup_addresses(addresses: &[u64]) -> impl Iterator<Item = u64> + '_ {
     addresses.first().copied().into_iter().chain(calls)
 }
 
-/// Functions that nothing calls, or nothing of interest: glibc, musl, Go, Rust.
-fn is_thread_entry(name: &str) -> bool {
-    const ENTRIES: [&str; 19] = [
+/// Functions in which threads begin, and those that they pass on to before the program's own:
+/// glibc, musl, Go.
+fn is_entry(name: &str) -> bool {
+    const ENTRIES: [&str; 17] = [
         "_start",
         "_start_c",
         "_dl_start",
         "__libc_start_main",
         "__libc_start_main_impl",
-        "__libc_start_main@@GLIBC_2.34",
         "__libc_start_call_main",
         "libc_start_main_stage2",
-        "main",
         "start_thread",
         "clone",
         "__clone",
@@ -302,7 +319,13 @@ fn is_thread_entry(name: &str) -> bool {
         "runtime.mstart.abi0",
         "runtime.rt0_go.abi0",
     ];
-    ENTRIES.contains(&name) || name.ends_with("::thread_start")
+    ENTRIES.contains(&name)
+}
+
+/// The first function of a program or of a thread that is not the C library's: C, Rust, Java's
+/// virtual machine.
+fn is_first_function(name: &str) -> bool {
+    name == "main" || name == "thread_native_entry(Thread*)" || name.ends_with("::thread_start")
 }
 
 /// The upper half of the address space is the kernel's.
@@ -316,6 +339,17 @@ fn kernel_mapping() -> Mapping {
     }
 }
 
+/// A file that could not be read: all that is known is where the process has it.
+fn unread_mapping(entry: &MapsEntry) -> Mapping {
+    Mapping {
+        start: entry.start,
+        end: entry.end,
+        file_offset: entry.file_offset,
+        path: entry.path.as_str().into(),
+        build_id: None,
+    }
+}
+
 fn vdso_mapping(len: u64) -> Mapping {
     Mapping {
         start: 0,
@@ -323,5 +357,172 @@ fn vdso_mapping(len: u64) -> Mapping {
         file_offset: 0,
         path: "[vdso]".into(),
         build_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profile::Thread;
+
+    use super::*;
+    use crate::symbolize::Images;
+    use crate::symbolize::maps;
+
+    /// A function whose name, file and line are looked for.
+    #[inline(never)]
+    fn landmark() -> u32 {
+        line!()
+    }
+
+    fn thread(image: u64) -> Thread {
+        Thread {
+            pid: std::process::id(),
+            tid: 1,
+            image,
+            name: "t".into(),
+        }
+    }
+
+    /// Resolves one stack of this process, as if it had been sampled.
+    fn resolved(user: &[u64], truncated: bool) -> Resolved {
+        let image = maps::read_image("/proc".as_ref(), std::process::id()).unwrap();
+        let key = ImageKey::of(&thread(image));
+        let mut images = Images::new("/proc");
+        images.observe(key, key.pid, user);
+        let stack = StackTrace {
+            kernel: Box::default(),
+            user: user.into(),
+            truncated,
+        };
+        let request = Request {
+            counted: vec![Counted {
+                thread: thread(image),
+                stack,
+                count: 5,
+            }],
+            images: images
+                .get(key)
+                .map(|image| (key, image.clone()))
+                .into_iter()
+                .collect(),
+            services: HashMap::from([(key, "here".into())]),
+        };
+        resolve(&mut Names::default(), request)
+    }
+
+    fn address() -> u64 {
+        landmark as fn() -> u32 as usize as u64
+    }
+
+    #[test]
+    fn a_function_of_this_program_has_its_name_file_and_line() {
+        let line = landmark();
+        let resolved = resolved(&[address()], false);
+        let function = resolved.frames[0].functions.last().unwrap();
+        assert!(
+            function.name.ends_with("resolve::tests::landmark"),
+            "{}",
+            function.name
+        );
+        assert!(
+            function
+                .file
+                .as_ref()
+                .unwrap()
+                .ends_with("symbolize/resolve.rs")
+        );
+        // The function's first instruction stands on one of its own lines.
+        assert!((line - 1..=line + 1).contains(&function.line.unwrap()));
+        let mapping = &resolved.mappings[resolved.frames[0].mapping.unwrap()];
+        assert_eq!(
+            *mapping.path,
+            *std::env::current_exe().unwrap().to_str().unwrap()
+        );
+        assert!((mapping.start..mapping.end).contains(&resolved.frames[0].address));
+        assert_eq!(*resolved.samples[0].service, *"here");
+    }
+
+    #[test]
+    fn a_caller_is_looked_up_where_it_calls() {
+        // As a return address, the first byte of a function belongs to what stands before it.
+        let resolved = resolved(&[address(), address()], false);
+        let addresses: Vec<_> = resolved.frames.iter().map(|frame| frame.address).collect();
+        assert_eq!(addresses[0], addresses[1] + 1);
+    }
+
+    #[test]
+    fn what_is_no_code_ends_the_stack() {
+        let resolved = resolved(&[address(), 0x10, address()], false);
+        assert_eq!(resolved.samples[0].frames.len(), 1);
+        assert_eq!(resolved.samples[0].unwind, Unwind::Unverified);
+    }
+
+    #[test]
+    fn a_process_that_could_not_be_asked_keeps_its_addresses() {
+        let stack = StackTrace {
+            kernel: Box::default(),
+            user: [0x1000, 0x2001].into(),
+            truncated: false,
+        };
+        let request = Request {
+            counted: vec![Counted {
+                thread: thread(1),
+                stack,
+                count: 5,
+            }],
+            ..Request::default()
+        };
+        let resolved = resolve(&mut Names::default(), request);
+        let addresses: Vec<_> = resolved.frames.iter().map(|frame| frame.address).collect();
+        assert_eq!(addresses, [0x1000, 0x2000]);
+        assert!(
+            resolved
+                .frames
+                .iter()
+                .all(|f| f.functions.is_empty() && f.mapping.is_none())
+        );
+        assert_eq!(*resolved.samples[0].service, *"unknown");
+    }
+
+    #[test]
+    fn a_stack_ends_at_a_threads_entry() {
+        let resolved = resolved(&[address(), entry_address() + 1, address()], false);
+        assert_eq!(resolved.samples[0].frames.len(), 2);
+        assert_eq!(resolved.samples[0].unwind, Unwind::Complete);
+    }
+
+    #[test]
+    fn a_stack_is_complete_only_up_to_a_threads_entry() {
+        assert_eq!(
+            resolved(&[address()], false).samples[0].unwind,
+            Unwind::Unverified
+        );
+        assert_eq!(
+            resolved(&[address()], true).samples[0].unwind,
+            Unwind::Truncated
+        );
+        assert_eq!(resolved(&[], false).samples[0].unwind, Unwind::NoUserStack);
+        let start = entry_address();
+        assert_eq!(
+            resolved(&[address(), start + 1], false).samples[0].unwind,
+            Unwind::Complete
+        );
+    }
+
+    /// Address of this test program's `_start`: where its ELF header says that it begins.
+    fn entry_address() -> u64 {
+        let exe = std::env::current_exe().unwrap();
+        let bytes = std::fs::read(&exe).unwrap();
+        let entry = u64::from_le_bytes(bytes[24..32].try_into().unwrap());
+        // How far the loader moved the program: by what `landmark` tells.
+        let executable = crate::symbolize::executable::Executable::open(&exe, "x").unwrap();
+        let maps = maps::read("/proc".as_ref(), std::process::id()).unwrap();
+        let region = maps
+            .iter()
+            .find(|e| (e.start..e.end).contains(&address()))
+            .unwrap();
+        let file_offset = address() - region.start + region.file_offset;
+        let (own_address, _) = executable.layout().unwrap().place(file_offset).unwrap();
+        address() - own_address + entry
     }
 }

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::Kept;
-use super::load::get;
+use super::load::{CLIENT, SERVER, STATUS_PATH, get};
 use crate::command::output;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The kernel counts a process's processor time in these, whatever its own clock's rate.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+const LOSSES: &str = "telltale_losses_total";
+const EXCHANGES: &str = "telltale_http_exchanges_total";
 
 /// A ready agent.
 pub(crate) struct Agent {
@@ -26,6 +29,8 @@ pub(crate) struct Agent {
     ready: Duration,
     cpu_at_start: f64,
     started: Instant,
+    /// A request that was under way while the agent attached is a loss of its own.
+    losses_at_start: BTreeMap<String, u64>,
 }
 
 /// What one run showed.
@@ -39,11 +44,11 @@ pub(crate) struct AgentFigures {
     /// Requests that nginx served, and that the agent saw it serve.
     pub(crate) served: u64,
     pub(crate) server_counted: u64,
-    /// Exchanges that the agent saw wrk complete.
+    /// Exchanges that the agent saw wrk complete: those without an error.
     pub(crate) client_counted: u64,
-    /// `telltale_losses_total` by its labels, those above zero.
+    /// Losses under load, by their labels.
     pub(crate) losses: BTreeMap<String, u64>,
-    /// Exchanges by their labels, for the accounting identity.
+    /// Exchanges of the whole machine, by their labels.
     pub(crate) exchanges: BTreeMap<String, u64>,
     /// Nanoseconds in kernel programs, where the agent tells.
     pub(crate) programs_ns: f64,
@@ -82,6 +87,7 @@ impl Agent {
             folder,
             ready,
             cpu_at_start: 0.0,
+            losses_at_start: BTreeMap::new(),
             started,
         };
         while get(address, "/readyz").is_err() {
@@ -94,6 +100,7 @@ impl Agent {
             thread::sleep(Duration::from_millis(5));
         }
         agent.ready = started.elapsed();
+        agent.losses_at_start = above_zero(&get(address, "/metrics")?, LOSSES);
         agent.cpu_at_start = agent.cpu_seconds()?;
         agent.started = Instant::now();
         Ok(agent)
@@ -106,21 +113,34 @@ impl Agent {
     pub(crate) fn stop(mut self, served: u64) -> Result<AgentFigures> {
         let cpus = (self.cpu_seconds()? - self.cpu_at_start) / self.started.elapsed().as_secs_f64();
         let metrics = self.settled_metrics()?;
-        let count = |family: &str, service: &str| {
-            let label = format!("service_name=\"{service}\"");
-            sum(&metrics, &format!("{family}_count"), &label) as u64
-        };
+        // nginx served all that it read; wrk leaves the last requests without reading the answer.
+        let server_counted = total(
+            &metrics,
+            "http_server_request_duration_seconds_count",
+            |labels| {
+                labels.contains(&label("service_name", SERVER))
+                    && !labels.contains(&label("http_route", STATUS_PATH))
+            },
+        );
+        let client_counted = total(
+            &metrics,
+            "http_client_request_duration_seconds_count",
+            |labels| {
+                labels.contains(&label("service_name", CLIENT))
+                    && labels.contains(&label("error_type", ""))
+            },
+        );
         let figures = AgentFigures {
             ready_ms: self.ready.as_secs_f64() * 1e3,
             rss_bytes: self.status_bytes("VmRSS:")?,
             peak_rss_bytes: self.status_bytes("VmHWM:")?,
             cpus,
             served,
-            server_counted: count("http_server_request_duration_seconds", "nginx"),
-            client_counted: count("http_client_request_duration_seconds", "wrk"),
-            losses: above_zero(&metrics, "telltale_losses_total"),
-            exchanges: above_zero(&metrics, "telltale_http_exchanges"),
-            programs_ns: sum(&metrics, "telltale_bpf_run_seconds_total", "") * 1e9,
+            server_counted: server_counted as u64,
+            client_counted: client_counted as u64,
+            losses: since(above_zero(&metrics, LOSSES), &self.losses_at_start),
+            exchanges: above_zero(&metrics, EXCHANGES),
+            programs_ns: total(&metrics, "telltale_bpf_run_seconds_total", |_| true) * 1e9,
             verified_instructions: self.verified_instructions()?,
         };
         output(Command::new("kill").args(["-TERM", &self.pid()]))?;
@@ -137,7 +157,7 @@ impl Agent {
 
     /// The metrics once their counts stand still: what the load left in rings is drained.
     fn settled_metrics(&self) -> Result<String> {
-        let exchanges = |text: &str| sum(text, "telltale_http_exchanges_total", "");
+        let exchanges = |text: &str| total(text, EXCHANGES, |_| true);
         let mut metrics = get(self.address, "/metrics")?;
         for _ in 0..20 {
             thread::sleep(Duration::from_millis(250));
@@ -229,27 +249,34 @@ fn samples<'a>(text: &'a str, name: &str) -> impl Iterator<Item = (&'a str, f64)
         })
 }
 
-fn sum(text: &str, name: &str, label: &str) -> f64 {
+/// The sum of a family's samples whose labels are wanted.
+fn total(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 {
     samples(text, name)
-        .filter(|(labels, _)| labels.contains(label))
+        .filter(|(labels, _)| wanted(labels))
         .map(|(_, value)| value)
         .sum()
 }
 
-/// Series of a family and its `_total` and `_in_flight` forms, those above zero.
+/// A label as the text format writes it.
+fn label(name: &str, value: &str) -> String {
+    format!("{name}=\"{value}\"")
+}
+
+/// Series of a family above zero, by their labels.
 fn above_zero(text: &str, name: &str) -> BTreeMap<String, u64> {
-    let names = [
-        name.to_owned(),
-        format!("{name}_total"),
-        format!("{name}_in_flight"),
-    ];
-    let all = names.iter().flat_map(|name| {
-        let kind = name.rsplit('_').next().unwrap_or_default().to_owned();
-        samples(text, name).map(move |(labels, value)| (format!("{kind}{{{labels}}}"), value))
-    });
-    all.filter(|(_, value)| *value > 0.0)
-        .map(|(labels, value)| (labels, value as u64))
+    let above_zero = samples(text, name).filter(|(_, value)| *value > 0.0);
+    above_zero
+        .map(|(labels, value)| (format!("{{{labels}}}"), value as u64))
         .collect()
+}
+
+/// What grew, and by how much.
+fn since(now: BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let grown = now.into_iter().map(|(labels, count)| {
+        let count = count - before.get(&labels).copied().unwrap_or(0).min(count);
+        (labels, count)
+    });
+    grown.filter(|(_, count)| *count > 0).collect()
 }
 
 #[cfg(test)]
@@ -267,15 +294,22 @@ telltale_losses_total{reason=\"bad\",stage=\"ring\"} 0
 
     #[test]
     fn samples_are_summed_by_family_and_label() {
-        assert_eq!(sum(TEXT, "a_count", ""), 8.0);
-        assert_eq!(sum(TEXT, "a_count", "service_name=\"nginx\""), 3.0);
-        assert_eq!(sum(TEXT, "b_count", ""), 0.0);
+        assert_eq!(total(TEXT, "a_count", |_| true), 8.0);
+        let nginx = label("service_name", "nginx");
+        assert_eq!(
+            total(TEXT, "a_count", |labels| labels.contains(&nginx)),
+            3.0
+        );
+        assert_eq!(total(TEXT, "b_count", |_| true), 0.0);
     }
 
     #[test]
     fn only_losses_that_happened_are_told() {
-        let losses = above_zero(TEXT, "telltale_losses_total");
-        let expected = [("total{reason=\"full\",stage=\"ring\"}".to_owned(), 2)];
-        assert_eq!(losses, BTreeMap::from(expected));
+        let losses =
+            |count| BTreeMap::from([("{reason=\"full\",stage=\"ring\"}".to_owned(), count)]);
+        let told = above_zero(TEXT, LOSSES);
+        assert_eq!(told, losses(2));
+        assert_eq!(since(told.clone(), &losses(1)), losses(1));
+        assert_eq!(since(told.clone(), &told), BTreeMap::new());
     }
 }

@@ -14,6 +14,14 @@ use super::Kept;
 use crate::command::output;
 use crate::host;
 
+/// Names of the copies of both programs, and so of the services that the agent tells apart from
+/// whatever else this machine serves.
+pub(crate) const SERVER: &str = "bench-nginx";
+pub(crate) const CLIENT: &str = "bench-wrk";
+
+/// Where nginx tells how many requests it served.
+pub(crate) const STATUS_PATH: &str = "/status";
+
 /// Size of the static file: a small answer, so that requests a second are high.
 const FILE_BYTES: usize = 1024;
 
@@ -50,7 +58,7 @@ impl Display for Target {
 pub(crate) struct Nginx {
     address: SocketAddr,
     _child: Kept,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Nginx {
@@ -80,17 +88,20 @@ impl Nginx {
                server {{\n\
                  listen {address} backlog=4096; root {root};\n\
                  location = /return {{ return 200 'ok'; }}\n\
-                 location = /status {{ stub_status; }}\n\
+                 location = {STATUS_PATH} {{ stub_status; }}\n\
                }}\n\
              }}\n"
         );
         let path = folder.path().join("nginx.conf");
         fs::write(&path, config)?;
-        let nginx = host::find("nginx").context("nginx is not installed")?;
+        for (program, copy) in [("nginx", SERVER), ("wrk", CLIENT)] {
+            let program = host::find(program).with_context(|| format!("no {program} here"))?;
+            fs::copy(program, folder.path().join(copy))?;
+        }
         let log = File::create(folder.path().join("output.log"))?;
         let child = Command::new("taskset")
             .args(["--cpu-list", processors])
-            .arg(nginx)
+            .arg(folder.path().join(SERVER))
             .arg("-c")
             .arg(path)
             .stdin(Stdio::null())
@@ -101,7 +112,7 @@ impl Nginx {
         let nginx = Self {
             address,
             _child: Kept(child),
-            _folder: folder,
+            folder,
         };
         let start = Instant::now();
         while nginx.requests().is_err() {
@@ -119,7 +130,7 @@ impl Nginx {
     /// When it does not answer.
     pub(crate) fn requests(&self) -> Result<u64> {
         // `… accepts handled requests`, then their three numbers.
-        let status = get(self.address, "/status")?;
+        let status = get(self.address, STATUS_PATH)?;
         let numbers = status
             .lines()
             .nth(2)
@@ -145,7 +156,9 @@ impl Nginx {
         let threads = processors.split(',').count();
         let report = output(
             Command::new("taskset")
-                .args(["--cpu-list", processors, "wrk", "--latency"])
+                .args(["--cpu-list", processors])
+                .arg(self.folder.path().join(CLIENT))
+                .arg("--latency")
                 .arg(format!("--threads={threads}"))
                 .arg(format!("--connections={connections}"))
                 .arg(format!("--duration={seconds}s"))

@@ -1,5 +1,6 @@
 //! Installs what the tables of [`super::prerequisites`] name, telling it before.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::prerequisites::{FOLDERS, Folder, PROGRAMS, Recipe, workloads};
-use crate::command::run;
+use crate::command::{output, run};
 use crate::{host, paths};
 
 /// A variable for the tests and what it names.
@@ -116,6 +117,11 @@ impl Folder {
         fs::create_dir_all(&folder)?;
         match self.recipe {
             Recipe::Python => {
+                // Debian ships Python without what makes environments.
+                let check = ["-c", "import ensurepip"];
+                if output(Command::new("python3").args(check)).is_err() {
+                    host::install_packages(&BTreeSet::from(["python3-venv"]))?;
+                }
                 run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
                 let requirements = workloads().join(self.sources[0]);
                 run(Command::new(folder.join("bin/pip"))

@@ -17,86 +17,64 @@ pub(crate) struct Program {
 }
 
 pub(crate) const PROGRAMS: &[Program] = &[
-    // Servers and clients.
-    Program {
-        name: "nginx",
-        package: "nginx-light",
-        suites: SERVERS,
-    },
-    Program {
-        name: "curl",
-        package: "curl",
-        suites: SERVERS,
-    },
+    // Servers and loads.
+    program("nginx", "nginx-light", SERVERS),
+    program("curl", "curl", SERVERS),
+    program("wrk", "wrk", SERVERS),
     // The monitoring side.
-    Program {
-        name: "prometheus",
-        package: "prometheus",
-        suites: COLLECTOR,
-    },
-    Program {
-        name: "promtool",
-        package: "prometheus",
-        suites: COLLECTOR,
-    },
-    // Privileges and the kernel's own view.
-    Program {
-        name: "setpriv",
-        package: "util-linux",
-        suites: SERVERS,
-    },
-    Program {
-        name: "bpftool",
-        package: "bpftool",
-        suites: SERVERS,
-    },
+    program("prometheus", "prometheus", COLLECTOR),
+    program("promtool", "prometheus", COLLECTOR),
+    // Privileges, and the kernel's own view.
+    program("setpriv", "util-linux", SERVERS),
+    program("bpftool", "bpftool", SERVERS),
+    // A program with a known split of time; a second reader of profiles is part of Go.
+    program("gcc", "gcc", PROFILE),
+    program("readelf", "binutils", PROFILE),
+    program("go", "golang-go", PROFILE),
+    program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
-    Program {
-        name: "python3",
-        package: "python3-venv",
-        suites: PYTHON,
-    },
-    Program {
-        name: "node",
-        package: "nodejs",
-        suites: NODE,
-    },
-    Program {
-        name: "npm",
-        package: "npm",
-        suites: NODE,
-    },
-    Program {
-        name: "go",
-        package: "golang-go",
-        suites: COLLECTOR,
-    },
+    program("python3", "python3-venv", PYTHON),
+    program("node", "nodejs", SERVERS),
+    program("npm", "npm", SERVERS),
+    program("go", "golang-go", COLLECTOR),
     // A JDK: the nodes' main classes are compiled when they start.
-    Program {
-        name: "javac",
-        package: "default-jdk-headless",
-        suites: SEARCH,
-    },
-    Program {
-        name: "mvn",
-        package: "maven",
-        suites: SEARCH,
-    },
+    program("javac", "default-jdk-headless", SEARCH),
+    program("mvn", "maven", SEARCH),
 ];
 
-const SERVERS: &[&str] = &["workloads", "http", "lifecycle", "failures", "monitoring"];
+const SERVERS: &[&str] = &[
+    "workloads",
+    "http",
+    "framing",
+    "lifecycle",
+    "failures",
+    "monitoring",
+];
 const PYTHON: &[&str] = &[
     "workloads",
     "http",
+    "framing",
     "lifecycle",
     "failures",
     "monitoring",
     "elasticsearch",
     "deploy",
 ];
-const NODE: &[&str] = &["workloads", "http", "lifecycle"];
-const COLLECTOR: &[&str] = &["workloads", "monitoring"];
+const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
+const PROFILE: &[&str] = &["profile"];
+
+const fn program(
+    name: &'static str,
+    package: &'static str,
+    suites: &'static [&'static str],
+) -> Program {
+    Program {
+        name,
+        package,
+        suites,
+    }
+}
 
 /// Something made once from a pinned list, handed to the tests by a variable.
 pub(crate) struct Folder {
@@ -139,7 +117,7 @@ pub(crate) const FOLDERS: &[Folder] = &[
         variable: "TELLTALE_NODE_MODULES",
         sources: &["package.json", "package-lock.json"],
         recipe: Recipe::Node,
-        suites: NODE,
+        suites: SERVERS,
     },
     Folder {
         what: "OpenTelemetry Collector",

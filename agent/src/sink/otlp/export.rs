@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use prometheus::IntCounter;
 use tokio::sync::{mpsc, oneshot};
@@ -92,7 +93,7 @@ impl Exporter {
                 Ok(()) => self.health.set("otlp", Status::Healthy, ""),
                 Err(error) => {
                     self.failed.inc_by(count);
-                    self.complain(&error.to_string());
+                    self.complain(&reason_of(error));
                 }
             }
             self.pending.fetch_sub(count, Ordering::AcqRel);
@@ -114,5 +115,13 @@ impl Exporter {
             );
         }
         self.health.set("otlp", Status::Degraded, reason);
+    }
+}
+
+/// What the exporter says, without the SDK's words around it.
+fn reason_of(error: OTelSdkError) -> String {
+    match error {
+        OTelSdkError::InternalFailure(reason) => reason,
+        other => other.to_string(),
     }
 }

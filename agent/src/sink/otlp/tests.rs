@@ -325,6 +325,45 @@ async fn a_collector_that_comes_back_gets_what_waited() {
     assert_eq!(health.report().status, Status::Healthy);
 }
 
+/// A collector that answers with these statuses in turn, the last one from then on.
+async fn serve_statuses(listener: TcpListener, statuses: &'static [u16], asked: Arc<AtomicU64>) {
+    let answer = move || async move {
+        let request = asked.fetch_add(1, Ordering::AcqRel) as usize;
+        axum::http::StatusCode::from_u16(statuses[request.min(statuses.len() - 1)]).unwrap()
+    };
+    let router = axum::Router::new().route("/v1/traces", axum::routing::post(answer));
+    let stop = std::future::pending();
+    crate::http::serve(listener.into_std().unwrap(), router, stop)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_and_an_overload_is_not() {
+    for (statuses, requests, failed) in [
+        (&[401][..], 1, 1),
+        (&[503, 429, 200][..], 3, 0),
+        (&[400, 200][..], 1, 1),
+    ] {
+        let (listener, address) = listener().await;
+        let asked = Arc::new(AtomicU64::new(0));
+        tokio::spawn(serve_statuses(listener, statuses, Arc::clone(&asked)));
+        let Setup {
+            sink,
+            losses,
+            health,
+        } = Setup::start(options(OtlpProtocol::HttpProtobuf, address));
+        sink.worker()
+            .observe(&observation("shop", Role::Server, "/"));
+        sink.shutdown(Duration::from_secs(5)).await;
+        assert_eq!(asked.load(Ordering::Acquire), requests, "{statuses:?}");
+        assert_eq!(Setup::lost(&losses), [0, failed, 0], "{statuses:?}");
+        let reasons = health.report().subsystems["otlp"].reasons.concat();
+        let is_told = reasons.contains(&format!("status code: {}", statuses[0]));
+        assert_eq!(is_told, failed == 1, "{statuses:?}: {reasons}");
+    }
+}
+
 #[tokio::test]
 async fn a_collector_that_hangs_does_not_hold_the_stop() {
     // It accepts, for the kernel does, and never answers.

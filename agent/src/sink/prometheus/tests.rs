@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use prometheus::TextEncoder;
-use protocol::observation::{ClusterHealth, Outcome};
+use protocol::observation::{ClusterHealth, ElasticsearchCall, Outcome, SearchProduct};
 
 use super::*;
 use crate::observation::{Endpoint, Observation};
@@ -158,39 +158,101 @@ fn a_first_exchange_and_a_cached_one_count_alike() {
     );
 }
 
-#[test]
-fn what_is_told_apart_is_told_apart_in_the_cache() {
-    let setup = Setup::new(&PrometheusOptions::default());
-    let mut worker = setup.sink.worker();
+/// A call, and what differs from it in one label each.
+fn variants_of_a_call() -> Vec<Observation> {
     let base = search("shop");
-    let mut variants = vec![base.clone()];
-    let mut vary = |change: fn(&mut Observation)| {
+    let vary = |change: fn(&mut Observation)| {
         let mut variant = base.clone();
         change(&mut variant);
-        variants.push(variant);
+        variant
     };
-    vary(|it| it.exchange.status = Some(500));
-    vary(|it| it.exchange.outcome = Outcome::TimedOut);
-    vary(|it| it.exchange.host = Some("es2.example:9200".into()));
-    vary(|it| it.exchange.host = Some("es.example:9201".into()));
-    vary(|it| it.route = "/_search".into());
-    vary(|it| it.exchange.method = "GET");
-    vary(|it| it.process = Arc::new(crate::sink::fixtures::process("other", 7)));
+    fn call(observation: &mut Observation) -> &mut ElasticsearchCall {
+        observation.exchange.elasticsearch.as_mut().unwrap()
+    }
+    vec![
+        base.clone(),
+        vary(|it| it.exchange.status = Some(500)),
+        vary(|it| it.exchange.status = Some(201)),
+        vary(|it| it.exchange.outcome = Outcome::TimedOut),
+        vary(|it| it.exchange.host = Some("es2.example:9200".into())),
+        vary(|it| it.exchange.host = Some("es.example:9201".into())),
+        vary(|it| it.route = "/_search".into()),
+        vary(|it| it.exchange.method = "GET"),
+        vary(|it| it.process = Arc::new(crate::sink::fixtures::process("other", 7))),
+        vary(|it| call(it).operation = None),
+        vary(|it| call(it).collection = "other".into()),
+        vary(|it| call(it).product = SearchProduct::OpenSearch),
+    ]
+}
+
+#[test]
+fn borrowed_keys_are_equal_where_owned_ones_are() {
+    let variants = variants_of_a_call();
+    let server = |it: &Observation| {
+        let mut scratch = String::new();
+        let (host, port) = semantics::server_of(it, &mut scratch);
+        (host.to_owned(), port)
+    };
+    let mut equal = [0, 0];
+    for one in &variants {
+        for other in &variants {
+            let (server, other_server) = (server(one), server(other));
+            let (server, other_server) =
+                ((&*server.0, server.1), (&*other_server.0, other_server.1));
+            let key = HttpKeyRef::new(one, Some(server));
+            let other_key = HttpKey::from(&HttpKeyRef::new(other, Some(other_server)));
+            assert_eq!(key.equivalent(&other_key), HttpKey::from(&key) == other_key);
+            equal[0] += usize::from(key.equivalent(&other_key));
+
+            let key = database_key(one, server);
+            let other_key = DatabaseKey::from(&database_key(other, other_server));
+            assert_eq!(
+                key.equivalent(&other_key),
+                DatabaseKey::from(&key) == other_key
+            );
+            equal[1] += usize::from(key.equivalent(&other_key));
+        }
+    }
+    // Three variants are the same request, and two others the same call.
+    assert_eq!(equal, [8 + 4 * 4, 9 + 3 * 3]);
+}
+
+fn database_key<'a>(it: &'a Observation, server: semantics::Server<'a>) -> DatabaseKeyRef<'a> {
+    let call = it.exchange.elasticsearch.as_ref().unwrap();
+    DatabaseKeyRef::new(&it.process.service, call, &it.exchange, server)
+}
+
+#[test]
+fn what_differs_in_a_label_is_another_series_in_the_cache_too() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    let variants = variants_of_a_call();
     for _ in 0..2 {
         for variant in &variants {
             worker.observe(variant);
         }
     }
-    let text = setup.text();
-    let counts: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("http_client_request_duration_seconds_count"))
-        .collect();
-    assert_eq!(counts.len(), variants.len(), "{counts:#?}");
-    assert!(
-        counts.iter().all(|line| line.ends_with(" 2")),
-        "{counts:#?}"
-    );
+    // Three variants are the same request; route and method are no labels of a call.
+    for (metric, expected) in [
+        (
+            "http_client_request_duration_seconds_count",
+            vec![2, 2, 2, 2, 2, 2, 2, 2, 8],
+        ),
+        (
+            "db_client_operation_duration_seconds_count",
+            vec![2, 2, 2, 2, 2, 2, 2, 2, 2, 6],
+        ),
+    ] {
+        let text = setup.text();
+        let of_line = |line: &str| -> u64 { line.rsplit(' ').next().unwrap().parse().unwrap() };
+        let mut counts: Vec<u64> = text
+            .lines()
+            .filter(|line| line.starts_with(metric))
+            .map(of_line)
+            .collect();
+        counts.sort_unstable();
+        assert_eq!(counts, expected, "{metric}");
+    }
 }
 
 #[test]

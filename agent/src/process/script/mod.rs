@@ -1,6 +1,11 @@
 //! What an interpreter runs: the script, module or class that a person would name the service by.
 
+mod application;
+mod java;
+
 use std::path::{Component, Path, PathBuf};
+
+use application::{application, application_argument, module_of, without_generic_tail};
 
 /// What a command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +81,7 @@ pub(super) fn script(
     match known {
         Some(Interpreter::Python) => find.python(rest),
         Some(Interpreter::Node) => find.node(rest).into(),
-        Some(Interpreter::Java) => java(rest).into(),
+        Some(Interpreter::Java) => java::java(rest).into(),
         Some(Interpreter::Shell) => find.shell(rest).into(),
         Some(Interpreter::Ruby) => find.ruby(rest).into(),
         Some(Interpreter::Php) => find
@@ -345,143 +350,6 @@ impl Finder<'_> {
     fn absolute(&self, path: &Path) -> PathBuf {
         self.working_directory
             .map_or_else(|| path.to_owned(), |directory| directory.join(path))
-    }
-}
-
-fn java(arguments: &[String]) -> Option<String> {
-    const TAKES_VALUE: [&str; 14] = [
-        "-cp",
-        "-classpath",
-        "--class-path",
-        "-p",
-        "--module-path",
-        "--add-modules",
-        "--add-opens",
-        "--add-exports",
-        "--add-reads",
-        "--patch-module",
-        "--limit-modules",
-        "--upgrade-module-path",
-        "--source",
-        "--describe-module",
-    ];
-    // What the OpenTelemetry and Spring conventions call the service.
-    let property = ["-Dotel.service.name=", "-Dspring.application.name="];
-    let named = property.iter().find_map(|prefix| {
-        arguments
-            .iter()
-            .find_map(|argument| argument.strip_prefix(prefix))
-    });
-    if let Some(name) = named.filter(|name| !name.is_empty()) {
-        return Some(name.to_owned());
-    }
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        match argument.as_str() {
-            "-jar" => return rest.next().map(|path| without_version(file_name(path))),
-            "-m" | "--module" => return rest.next().map(|module| class_name(module)),
-            option if TAKES_VALUE.contains(&option) => drop(rest.next()),
-            option if option.starts_with(['-', '@']) => {
-                if let Some(module) = option.strip_prefix("--module=") {
-                    return Some(class_name(module));
-                }
-            }
-            class => return Some(class_name(class)),
-        }
-    }
-    None
-}
-
-/// `module/com.example.Main` → `Main`; `Main.java` → `Main`.
-fn class_name(text: &str) -> String {
-    let class = file_name(text.strip_suffix(".java").unwrap_or(text));
-    class.rsplit('.').next().unwrap_or(class).to_owned()
-}
-
-/// `orders-1.4.2-SNAPSHOT.jar` → `orders`.
-fn without_version(file: &str) -> String {
-    let stem = file
-        .strip_suffix(".jar")
-        .or_else(|| file.strip_suffix(".war"))
-        .unwrap_or(file);
-    let version = stem
-        .match_indices('-')
-        .find(|(index, _)| stem[index + 1..].starts_with(|next: char| next.is_ascii_digit()));
-    match version {
-        Some((index, _)) if index > 0 => stem[..index].to_owned(),
-        _ => stem.to_owned(),
-    }
-}
-
-/// The application among an ASGI or WSGI server's arguments: `pkg.module:attribute`.
-fn application_argument(arguments: &[String]) -> Option<String> {
-    // Options whose value could be taken for one.
-    let misleading = [
-        "-k",
-        "--worker-class",
-        "--logger-class",
-        "-c",
-        "--config",
-        "-b",
-        "--bind",
-        "--log-config",
-        "--paste",
-        "-e",
-        "--env",
-        "--loop",
-        "--http",
-        "--ws",
-        "-n",
-        "--name",
-    ];
-    let mut module = None;
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        if misleading.contains(&argument.as_str()) {
-            rest.next();
-        } else if let Some(name) = application(argument) {
-            return Some(name);
-        } else if module.is_none() && is_module_path(argument) && !argument.starts_with('-') {
-            // gunicorn takes a bare module as well (its attribute is `application`); it is
-            // believed only where nothing better comes, as it may be an option's value.
-            module = Some(argument);
-        }
-    }
-    module
-        .filter(|name| name.contains('.'))
-        .map(|name| without_generic_tail(name).to_owned())
-}
-
-/// `orders.main:create_app()` → `orders`; `main:app` → `main`.
-fn application(argument: &str) -> Option<String> {
-    let (module, attribute) = argument.split_once(':')?;
-    let attribute_is_named =
-        attribute.starts_with(|first: char| first.is_alphabetic() || first == '_');
-    let is_address = ["unix", "fd", "python", "localhost", "http", "https"].contains(&module);
-    if !attribute_is_named || is_address || !is_module_path(module) {
-        return None;
-    }
-    Some(without_generic_tail(module).to_owned())
-}
-
-fn is_module_path(text: &str) -> bool {
-    text.split('.').all(|part| {
-        part.starts_with(|first: char| first.is_alphabetic() || first == '_')
-            && part
-                .chars()
-                .all(|character| character.is_alphanumeric() || character == '_')
-    })
-}
-
-fn module_of(text: &str) -> String {
-    application(text).unwrap_or_else(|| without_generic_tail(text).to_owned())
-}
-
-/// `orders.main` → `orders`; a module that stands alone keeps its name.
-fn without_generic_tail(module: &str) -> &str {
-    match module.rsplit_once('.') {
-        Some((package, last)) if GENERIC_STEMS.contains(&last) => package,
-        _ => module,
     }
 }
 
