@@ -101,6 +101,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let clock = Clock::new();
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
+    let watched = Arc::clone(&processes);
+    metrics.losses.watch(Box::new(move || watched.losses()));
 
     // The kernel side: loaded now, attached once its rings are drained.
     mount_filesystems();
@@ -151,7 +153,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profile_routes = profile_routes(&mut loaded, &processes, &metrics, &health)?;
+    let profile_routes = profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
 
     let kernel_log = follow_kernel_log(&mut loaded);
 
@@ -302,6 +304,7 @@ fn start_workers(
 /// The profiler behind its endpoints; none of them where this kernel does not let it sample.
 fn profile_routes(
     loaded: &mut Loaded,
+    config: &Config,
     processes: &Arc<ProcessTable>,
     metrics: &SelfMetrics,
     health: &Health,
@@ -312,7 +315,10 @@ fn profile_routes(
             let samples = metrics.profile_samples.clone();
             let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(Some(profiler)))
+            Ok(http::profile::router(
+                Some(profiler),
+                config.profile.clone(),
+            ))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -321,7 +327,7 @@ fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(http::profile::router(None))
+            Ok(http::profile::router(None, config.profile.clone()))
         }
     }
 }

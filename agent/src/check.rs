@@ -165,11 +165,21 @@ fn kernel_release() -> String {
 }
 
 /// Bits of `CapEff` in `/proc/self/status` (`include/uapi/linux/capability.h`).
-const CAPABILITIES: [(&str, u32, &str); 5] = [
+const CAPABILITIES: [(&str, u32, &str); 7] = [
     ("CAP_BPF", 39, "loads kernel programs"),
     ("CAP_PERFMON", 38, "attaches them and samples stacks"),
     ("CAP_SYS_PTRACE", 19, "reads /proc/PID of other users"),
-    ("CAP_DAC_READ_SEARCH", 2, "reads executables for symbols"),
+    (
+        "CAP_DAC_READ_SEARCH",
+        2,
+        "reads environments for service names, executables for symbols",
+    ),
+    ("CAP_SYSLOG", 34, "names kernel frames of profiles"),
+    (
+        "CAP_CHECKPOINT_RESTORE",
+        40,
+        "finds symbols of programs that were replaced while they run",
+    ),
     (
         "CAP_SYS_ADMIN",
         21,
@@ -196,7 +206,7 @@ fn check_privileges(report: &mut Report) {
         };
         report.add(name, verdict, purpose);
     }
-    if !is_admin && !(has(39) && has(38)) {
+    if !(is_admin || has(39) && has(38)) {
         report
             .advice
             .push("run as root (sudo telltale check), or grant CAP_BPF and CAP_PERFMON".into());

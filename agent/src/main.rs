@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("telltale: {error:#}");
+            eprintln!("telltale: {}", one_line(&error));
             let is_usage = error.downcast_ref::<ConfigError>().is_some();
             ExitCode::from(if is_usage { EXIT_USAGE } else { 1 })
         }
@@ -55,6 +55,24 @@ fn run() -> anyhow::Result<ExitCode> {
             })
         }
     }
+}
+
+/// An error with its causes; those that its own text repeats are left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error
+        .chain()
+        .map(|cause| cause.to_string().replace('\n', " "))
+    {
+        let cause = cause.trim();
+        if line.is_empty() {
+            line.push_str(cause);
+        } else if !line.contains(cause) {
+            line.push_str(": ");
+            line.push_str(cause);
+        }
+    }
+    line
 }
 
 /// Two threads: workers and the profiler have their own.

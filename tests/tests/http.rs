@@ -191,7 +191,11 @@ fn nginx_serves_files_returns_and_empty_answers() -> Result<()> {
 
 #[test]
 fn wrk_and_the_agent_count_the_same() -> Result<()> {
-    let agent = Agent::start()?;
+    // Room for a machine that is busy with other things: this test is about counting, not about
+    // the share of the CPU that the agent gets (`cargo xtask bench` is about that).
+    let agent = Agent::command()?
+        .config("capture:\n  ring_bytes: 64MiB\n")
+        .start()?;
     let nginx = Server::nginx(NginxOptions::default())?;
     let url = format!("http://{}/return", nginx.address);
     let output = Command::new(prerequisite::on_path("wrk")?)
@@ -302,10 +306,17 @@ fn curl_that_lives_for_one_request_is_counted() -> Result<()> {
     let counts = BTreeMap::from([(key("GET", "/return", "200"), 20)]);
     check_exported(&agent, Side::Server(&server), &counts)?;
     let metrics = check_exported(&agent, Side::Client(&server), &counts)?;
-    let named = metrics.sum(
-        "http_client_request_duration_seconds_count",
-        &[("service_name", &service), ("url_template", "/return")],
-    );
-    assert_eq!(named, 20.0, "named by OTEL_SERVICE_NAME");
+    // Who lives for less than the agent's poll (20 ms) has no environment left to read, and is
+    // named by what it executed.
+    let named = |service: &str| {
+        metrics.sum(
+            "http_client_request_duration_seconds_count",
+            &[
+                ("server_port", &server.address.port().to_string()),
+                ("service_name", service),
+            ],
+        )
+    };
+    assert_eq!(named(&service) + named("curl"), 20.0);
     Ok(())
 }

@@ -134,6 +134,17 @@ fn promtool_finds_nothing_to_mend() -> Result<()> {
     };
     let tally = load.run()?;
     let metrics = check_exported(&agent, Side::Server(&server), &tally.counts())?;
+    let alias = agent.get("/metrics/prometheus")?;
+    ensure!(
+        alias
+            .header("content-type")
+            .is_some_and(|kind| kind.starts_with("text/plain; version=0.0.4"))
+    );
+    ensure!(
+        alias
+            .text()
+            .contains("http_server_request_duration_seconds_bucket")
+    );
     let mut promtool = Command::new(prerequisite::on_path("promtool")?)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

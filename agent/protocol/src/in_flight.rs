@@ -26,6 +26,10 @@ pub(crate) struct InFlight {
     verdict: Option<Outcome>,
     /// Requests may be missing before this one, so that the next answer may be one of theirs.
     pub(crate) ambiguous: bool,
+    /// Requests may have gone unseen right before this one.
+    pub(crate) follows_unseen: bool,
+    /// A response came before this request did by the clock: to an unseen request, or to this one.
+    pub(crate) doubtful: bool,
     search: Option<Box<SearchDraft>>,
 }
 
@@ -74,6 +78,8 @@ impl InFlight {
             expects_continue: false,
             verdict: Some(Outcome::NotParsed),
             ambiguous: false,
+            follows_unseen: false,
+            doubtful: false,
             search: None,
         }
     }
@@ -122,6 +128,7 @@ impl InFlight {
 
     pub(crate) fn begin_answer(&mut self, head: &ResponseHead<'_>, first_ns: u64, last_ns: u64) {
         self.answer = Answer::Begun;
+        self.exchange.times.request_first_ns = self.request_first_ns().min(first_ns);
         self.exchange.status = Some(head.status);
         self.exchange.http_minor_version = head.minor_version;
         self.exchange.times.response_first_ns = Some(first_ns);
@@ -151,11 +158,6 @@ impl InFlight {
         self.answer = Answer::Done;
         self.exchange.times.response_last_ns = Some(last_ns);
         self.exchange.response_body_bytes = content_bytes;
-    }
-
-    /// Marks the exchange as one whose framing nobody can follow.
-    pub(crate) const fn condemn(&mut self) {
-        self.verdict = Some(Outcome::NotParsed);
     }
 
     pub(crate) fn keep_request_content(&mut self, content: Option<&[u8]>, limit: usize) {

@@ -8,6 +8,10 @@ use std::collections::VecDeque;
 
 use crate::in_flight::{Answer, InFlight};
 
+/// By how much the clock may have a response before its request. A client's call returns after its
+/// bytes have left; the answer may come to another thread before that.
+const RACE_NS: u64 = 50_000_000;
+
 /// Requests in flight, oldest first. Only the newest can have an answer that is done: it waits for
 /// the rest of its own request.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub(crate) struct Pairing {
     answered_since_request: bool,
     /// Answers can't be counted any longer.
     lost: bool,
+    /// A request was seen, or else there was none.
+    began: bool,
 }
 
 /// What went unseen when a request begins.
@@ -44,6 +50,11 @@ pub(crate) struct AnswerGaps {
 }
 
 impl Pairing {
+    /// Notes that no request went before the first one.
+    pub(crate) const fn begin(&mut self) {
+        self.began = true;
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
@@ -67,6 +78,12 @@ impl Pairing {
         self.queue.get(first).map(InFlight::request_first_ns)
     }
 
+    /// The oldest request whose answer has not begun.
+    pub(crate) fn oldest_awaited(&mut self) -> Option<&mut InFlight> {
+        let first = self.queue.len() - self.awaited();
+        self.queue.get_mut(first)
+    }
+
     /// The newest request.
     pub(crate) fn newest(&mut self) -> Option<&mut InFlight> {
         self.queue.back_mut()
@@ -79,8 +96,19 @@ impl Pairing {
             .find(|entry| entry.answer == Answer::Begun)
     }
 
-    /// Adds a request whose head was seen.
-    pub(crate) fn push(&mut self, mut entry: InFlight, gaps: RequestGaps) {
+    /// Adds a request whose head was seen. Requests that can't be told apart any longer go to
+    /// `resynchronized`.
+    pub(crate) fn push(
+        &mut self,
+        mut entry: InFlight,
+        gaps: RequestGaps,
+        resynchronized: &mut Vec<InFlight>,
+    ) {
+        let doubtful = self.awaited() > 0 && self.queue.back().is_some_and(|last| last.doubtful);
+        if doubtful {
+            // It was answered by the response in doubt, or else this one was sent too early.
+            resynchronized.extend(self.drain_awaited());
+        }
         let awaited = self.awaited() > 0;
         if awaited && !gaps.unseen_answers {
             self.pipelined = true;
@@ -94,7 +122,9 @@ impl Pairing {
             self.windowed || self.pipelined && (awaited || gaps.answered_ns <= gap_ns)
         });
         self.lost |= gap && self.windowed;
-        entry.ambiguous = gap || self.lost;
+        entry.ambiguous = gap || self.lost || doubtful;
+        entry.follows_unseen = gaps.gap_ns.is_some() || !self.began;
+        self.began = true;
         self.queue.push_back(entry);
     }
 
@@ -112,10 +142,14 @@ impl Pairing {
             self.bridge_answer_gap(gap_ns, gaps.unseen_requests, resynchronized);
         }
         let index = self.queue.len() - self.awaited();
-        let oldest = self.queue.get(index)?;
-        if oldest.request_first_ns() > first_ns {
-            // It was under way before the request was: an answer to one that went unseen.
-            return None;
+        let oldest = self.queue.get_mut(index)?;
+        if let Some(early_ns @ 1..) = oldest.request_first_ns().checked_sub(first_ns) {
+            let raced = !oldest.follows_unseen && gaps.gap_ns.is_none() && early_ns <= RACE_NS;
+            if !raced {
+                // It was under way before the request was: an answer to one that went unseen.
+                oldest.doubtful = true;
+                return None;
+            }
         }
         if oldest.ambiguous {
             resynchronized.extend(self.drain_awaited());

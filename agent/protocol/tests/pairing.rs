@@ -82,6 +82,62 @@ fn a_response_whose_record_comes_before_its_request_s() {
     wire.assert_nothing_lost();
 }
 
+/// A client's write returns, and is timed, after another thread has read the answer.
+fn race(wire: &mut Wire, index: u16) {
+    let before_request = wire.advance(true, request(index).len() as u64);
+    let before_response = wire.advance(false, response(index).len() as u64);
+    let (bytes, response_ns) = (response(index), wire.now_ns);
+    wire.show(false, before_response, &bytes, bytes.len(), 0, response_ns);
+    let bytes = request(index);
+    wire.now_ns += 5;
+    let request_ns = wire.now_ns;
+    wire.show(true, before_request, &bytes, bytes.len(), 0, request_ns);
+}
+
+#[test]
+fn a_response_that_the_clock_has_before_its_request() {
+    let mut wire = Wire::client();
+    wire.request(&request(0));
+    wire.response(&response(0));
+    race(&mut wire, 1);
+    race(&mut wire, 2);
+    wire.request(&request(3));
+    wire.response(&response(3));
+    let exchanges = wire.exchanges();
+    assert_eq!(outcomes(&exchanges), matched(0..4));
+    let times = exchanges[1].times;
+    assert_eq!(Some(times.request_first_ns), times.response_first_ns);
+    wire.assert_nothing_lost();
+}
+
+#[test]
+fn a_connection_seen_from_its_first_byte_has_no_orphans() {
+    let mut wire = Wire::client();
+    wire.connection.handle_open();
+    race(&mut wire, 0);
+    assert_eq!(outcomes(&wire.exchanges()), matched(0..1));
+    wire.assert_nothing_lost();
+}
+
+#[test]
+fn a_first_response_that_the_clock_has_before_its_request_never_shifts_the_rest() {
+    let mut wire = Wire::client();
+    race(&mut wire, 0);
+    for index in 1..4 {
+        wire.request(&request(index));
+        wire.response(&response(index));
+    }
+    assert_eq!(
+        outcomes(&wire.exchanges()),
+        [
+            (0, Outcome::Resynchronized),
+            (1, Outcome::Resynchronized),
+            (2, Outcome::Matched),
+            (3, Outcome::Matched)
+        ]
+    );
+}
+
 #[test]
 fn a_response_to_what_came_before_the_agent_is_an_orphan() {
     let mut wire = Wire::client();

@@ -196,6 +196,11 @@ fn planned() -> impl Strategy<Value = Planned> {
         )
 }
 
+/// Whether the ring is full.
+fn lost() -> impl Strategy<Value = bool> {
+    prop::bool::weighted(0.2)
+}
+
 fn direction() -> impl Strategy<Value = Direction> {
     prop_oneof![Just(Direction::Ingress), Just(Direction::Egress)]
 }
@@ -288,7 +293,7 @@ proptest! {
     /// and every request that was seen ends once.
     #[test]
     fn lost_records_never_mispair(
-        plan in vec((planned(), vec(prop::bool::weighted(0.2), 10)), 1..12),
+        plan in vec((planned(), vec(lost(), 10)), 1..12),
         capture_bytes in 400..6000_usize,
         requests in direction(),
     ) {
@@ -334,6 +339,38 @@ proptest! {
         told.dedup();
         prop_assert_eq!(told.len(), count, "an exchange was told twice");
         prop_assert!(kernel.wire.connection.is_idle());
+    }
+
+    /// A client that pipelines in batches, and a ring that loses records, once it is known to
+    /// pipeline: nothing is mispaired.
+    #[test]
+    fn lost_records_never_mispair_pipelined_exchanges(
+        batches in vec(vec((lost(), lost()), 2..6), 1..8),
+        requests in direction(),
+    ) {
+        let mut kernel = Kernel::new(requests, 4096);
+        let fate = |lost| if lost { Fate::Lost } else { Fate::Shown };
+        let mut index = 0;
+        let whole = vec![(false, false); 2];
+        for batch in std::iter::once(&whole).chain(&batches) {
+            let first = index;
+            for (lost, _) in batch {
+                let request = format!("GET {} HTTP/1.1\r\n\r\n", path(index));
+                kernel.send(true, request.as_bytes(), fate(*lost));
+                index += 1;
+            }
+            for (index, (_, lost)) in (first..).zip(batch) {
+                let status = FIRST_STATUS + index;
+                let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok");
+                kernel.send(false, answer.as_bytes(), fate(*lost));
+            }
+        }
+        kernel.close(CloseReason::Fin);
+        for exchange in kernel.wire.exchanges() {
+            if let Some(status) = exchange.status {
+                prop_assert_eq!(&*exchange.path, path(status - FIRST_STATUS));
+            }
+        }
     }
 
     /// Whatever comes, nothing panics, nothing stays, and what is in flight is bounded.

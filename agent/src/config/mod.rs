@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::profiler::MAX_HZ;
+
 pub use error::ConfigError;
 pub use validate::HISTOGRAMS;
 
@@ -320,7 +322,7 @@ impl Default for ProfileConfig {
     fn default() -> Self {
         Self {
             max_duration: Duration::from_secs(120),
-            max_hz: 999,
+            max_hz: MAX_HZ,
         }
     }
 }

@@ -6,6 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Uri};
 
 use super::refusal::{hidden, not_allowed};
 use super::{Config, ConfigError, TargetRule};
+use crate::profiler::{MAX_HZ, MAX_SECONDS};
 
 /// Histograms whose buckets can be set, by their names on the metrics page.
 pub const HISTOGRAMS: [&str; 12] = [
@@ -96,9 +97,9 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
         "profile.max_duration",
         config.profile.max_duration,
         1_000,
-        3_600_000,
+        MAX_SECONDS * 1_000,
     )?;
-    checker.range("profile.max_hz", config.profile.max_hz, 1, 1999)
+    checker.range("profile.max_hz", config.profile.max_hz, 1, MAX_HZ)
 }
 
 /// Whether HTTP allows this header; gRPC metadata allows no more.

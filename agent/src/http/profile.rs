@@ -11,6 +11,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::config::ProfileConfig;
 use crate::profiler::{ProfileError, ProfileRequest, Profiler, Target};
 use crate::sink::profile_format::ProfileFormat;
 
@@ -20,45 +21,54 @@ const DEFAULT_SECONDS: u64 = 30;
 /// Samples a second and CPU when nobody says.
 const DEFAULT_HZ: u32 = 99;
 
-/// The two routes. `None` answers that this host has no profiler, and why is in the log.
-pub fn router(profiler: Option<Profiler>) -> Router {
+/// The profiler, and how much of it a request may take.
+#[derive(Clone)]
+struct Profiling {
+    profiler: Option<Profiler>,
+    limits: ProfileConfig,
+}
+
+/// The two routes, for profiles within `limits`. `None` answers that this host has no profiler,
+/// and why is in the log.
+pub fn router(profiler: Option<Profiler>, limits: ProfileConfig) -> Router {
     Router::new()
         .route("/debug/pprof/profile", get(profile))
         .route("/debug/pprof/flamegraph", get(flamegraph))
-        .with_state(profiler)
+        .with_state(Profiling { profiler, limits })
 }
 
 type Parameters = Query<Vec<(String, String)>>;
 
-async fn profile(State(profiler): State<Option<Profiler>>, Query(query): Parameters) -> Response {
-    answer(profiler, &query, &[("", ProfileFormat::Pprof)]).await
+async fn profile(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+    answer(profiling, &query, &[("", ProfileFormat::Pprof)]).await
 }
 
-async fn flamegraph(
-    State(profiler): State<Option<Profiler>>,
-    Query(query): Parameters,
-) -> Response {
+async fn flamegraph(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
     let formats = [
         ("svg", ProfileFormat::Svg),
         ("folded", ProfileFormat::Folded),
         ("speedscope", ProfileFormat::Speedscope),
     ];
-    answer(profiler, &query, &formats).await
+    answer(profiling, &query, &formats).await
 }
 
 /// Takes the profile and encodes it in one of `formats`, the first of which is the default.
 async fn answer(
-    profiler: Option<Profiler>,
+    profiling: Profiling,
     query: &[(String, String)],
     formats: &[(&str, ProfileFormat)],
 ) -> Response {
-    let Some(profiler) = profiler else {
+    let Some(profiler) = profiling.profiler else {
         return refuse(
             StatusCode::SERVICE_UNAVAILABLE,
             "no profiler here; see the log",
         );
     };
-    let (request, format) = match parse(query, formats) {
+    let asked = parse(query, formats).and_then(|(request, format)| {
+        check_limits(&request, &profiling.limits)?;
+        Ok((request, format))
+    });
+    let (request, format) = match asked {
         Ok(asked) => asked,
         Err(reason) => return refuse(StatusCode::BAD_REQUEST, &reason),
     };
@@ -139,6 +149,24 @@ fn parse(
         hz,
     };
     Ok((request, format))
+}
+
+/// Whether the configuration allows a profile this long and this dense.
+fn check_limits(request: &ProfileRequest, limits: &ProfileConfig) -> Result<(), String> {
+    if request.duration > limits.max_duration {
+        return Err(format!(
+            "seconds is {}: at most {} is allowed (profile.max_duration)",
+            request.duration.as_secs(),
+            limits.max_duration.as_secs()
+        ));
+    }
+    if request.hz > limits.max_hz {
+        return Err(format!(
+            "hz is {}: at most {} is allowed (profile.max_hz)",
+            request.hz, limits.max_hz
+        ));
+    }
+    Ok(())
 }
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, String> {
@@ -279,6 +307,26 @@ mod tests {
         let pprof = [("", ProfileFormat::Pprof)];
         let error = parsed(&[("format", "svg")], &pprof).unwrap_err();
         assert!(error.contains("always pprof"), "{error}");
+    }
+
+    #[test]
+    fn the_configuration_bounds_what_is_asked_for() {
+        let limits = ProfileConfig {
+            max_duration: Duration::from_secs(60),
+            max_hz: 199,
+        };
+        let check = |query: &[(&str, &str)]| check_limits(&parsed(query, &SVG).unwrap().0, &limits);
+        assert_eq!(check(&[("seconds", "60"), ("hz", "199")]), Ok(()));
+        let too_long = check(&[("seconds", "61")]).unwrap_err();
+        assert_eq!(
+            too_long,
+            "seconds is 61: at most 60 is allowed (profile.max_duration)"
+        );
+        let too_dense = check(&[("hz", "200")]).unwrap_err();
+        assert_eq!(
+            too_dense,
+            "hz is 200: at most 199 is allowed (profile.max_hz)"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, ProgramError};
 
-use super::load::Loaded;
+use super::load::{Loaded, privilege_hint};
 
 /// A kernel program and what becomes of the agent without it.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ pub struct ProbeReport {
 
 /// A probe without which nothing can be observed did not attach.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot attach `{program}` ({purpose}): {source}")]
+#[error("cannot attach `{program}` ({purpose}): {source}{hint}", hint = privilege_hint(source))]
 pub struct AttachError {
     /// The program.
     program: &'static str,

@@ -76,8 +76,8 @@ pub enum LoadError {
 }
 
 /// What to do about the commonest reason.
-fn privilege_hint(error: &aya::EbpfError) -> &'static str {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+pub(super) fn privilege_hint(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut source = Some(error);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<std::io::Error>()
             && io.kind() == std::io::ErrorKind::PermissionDenied
@@ -127,6 +127,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         rings => rings.min(MAX_RINGS),
     };
     let config = constants(options, offsets, rings, use_marks);
+    lift_memory_lock();
     let btf = aya::Btf::from_sys_fs()?;
     // aya-log counts from 1, error, to 5, trace; 0 is off.
     let log_level: u8 = if options.verbose { 4 } else { 0 };
@@ -149,6 +150,20 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         rings,
         use_marks,
     })
+}
+
+/// Before 5.11 maps count against `RLIMIT_MEMLOCK`, 64 KiB by default. Newer kernels count them
+/// against the cgroup, so that a refusal (no CAP_SYS_RESOURCE) matters to the old ones alone.
+fn lift_memory_lock() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid structure that outlives the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
 }
 
 /// The socket rings' maps, in the order of their numbers.

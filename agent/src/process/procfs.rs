@@ -37,7 +37,14 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(root: PathBuf) -> Self {
-        let containers = ContainerNames::new(root.join("1/root"));
+        // The node's first process stands in the node's root folder, wherever the agent stands.
+        // Where it may not be followed, the agent's own root is the best guess.
+        let node_root = root.join("1/root");
+        let node_root = match std::fs::read_dir(&node_root) {
+            Ok(_) => node_root,
+            Err(_) => PathBuf::from("/"),
+        };
+        let containers = ContainerNames::new(node_root);
         Self {
             root,
             containers,

@@ -74,7 +74,10 @@ async fn create(body: Bytes) -> impl IntoResponse {
 async fn tree() -> Response {
     (
         [(header::CONTENT_TYPE, "application/json")],
-        Body::new(Nodes { left: 21 }),
+        Body::new(Nodes {
+            left: 21,
+            turn: false,
+        }),
     )
         .into_response()
 }
@@ -104,9 +107,10 @@ async fn sleep(Path(milliseconds): Path<u64>) -> impl IntoResponse {
     Json(json!({"slept": milliseconds}))
 }
 
-/// A body without a known length, which goes out in chunks.
+/// A body without a known length, which goes out in chunks, one a turn of the event loop.
 struct Nodes {
     left: u32,
+    turn: bool,
 }
 
 impl axum::body::HttpBody for Nodes {
@@ -115,10 +119,15 @@ impl axum::body::HttpBody for Nodes {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
         if self.left == 0 {
             return Poll::Ready(None);
+        }
+        self.turn = !self.turn;
+        if self.turn {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         self.left -= 1;
         Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from(format!(

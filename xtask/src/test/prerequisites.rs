@@ -31,6 +31,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("gcc", "gcc", PROFILE),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
+    program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
     program("node", "nodejs", SERVERS),

@@ -12,6 +12,17 @@ use crate::loss::LossReason;
 use crate::observation::Outcome;
 use crate::pairing::{AnswerGaps, RequestGaps};
 
+/// How a stream goes on behind the head of an answer.
+enum Next {
+    Body(Framing),
+    /// The connection is no longer HTTP.
+    Tunnel,
+    /// Nothing tells where the answer ends.
+    Unframed,
+    /// It is no answer to any request that was seen.
+    Orphan,
+}
+
 impl Connection {
     pub(super) fn apply(&mut self, event: Event<'_>, direction: Direction) {
         let limit = self.limits.body_prefix_bytes;
@@ -87,7 +98,6 @@ impl Connection {
             Some(framing) => decoder.begin_body(framing),
             None => decoder.lose_step(LossReason::Garbage, false),
         }
-        self.request_open = framing.is_some();
         entry.request_done = framing.is_none();
         if self.request_direction.is_none() {
             // Nothing says that this is HTTP at all, so that no answer need come.
@@ -97,10 +107,8 @@ impl Connection {
         }
         if self.pairing.len() >= self.limits.requests_in_flight {
             self.losses.count(LossReason::QueueFull, 0);
-            let product = self.search_product;
-            let evicted = self.pairing.overflow();
-            self.observations
-                .extend(evicted.map(|entry| entry.finish(Outcome::Evicted, None, product)));
+            let evicted = self.pairing.overflow().collect();
+            self.finish_each(evicted, Outcome::Evicted, None);
         }
         let gap_ns = self.stream(direction).take_gap_ns();
         let answers = self.stream(direction.opposite());
@@ -109,7 +117,10 @@ impl Connection {
             unseen_answers: answers.hides_heads(),
             answered_ns: answers.seen().last_ns,
         };
-        self.pairing.push(entry, gaps);
+        let mut resynchronized = Vec::new();
+        self.pairing.push(entry, gaps, &mut resynchronized);
+        self.finish_each(resynchronized, Outcome::Resynchronized, None);
+        self.request_open = framing.is_some();
     }
 
     fn begin_answer(&mut self, head: &HeadBytes<'_>, direction: Direction) {
@@ -142,46 +153,46 @@ impl Connection {
         let answered = self
             .pairing
             .answer(head.first_ns, gaps, &mut resynchronized);
-        let (answered, mut framing, mut tunnel) = (answered, None, false);
-        let orphan = answered.is_none();
-        if let Some(entry) = answered {
-            match &parsed {
-                Some(parsed) => {
-                    entry.begin_answer(parsed, head.first_ns, head.last_ns);
-                    tunnel = parsed.is_tunnel(entry.method());
-                    framing = if head.complete {
-                        parsed.framing(entry.method())
-                    } else {
-                        Some(Framing::Unknown)
-                    };
-                    if framing.is_none() {
-                        entry.condemn();
-                        entry.end_answer(head.last_ns, None);
-                    }
-                }
-                None => entry.spoil_answer(head.first_ns, head.last_ns),
+        let next = match (answered, &parsed) {
+            (None, _) => Next::Orphan,
+            (Some(entry), None) => {
+                entry.spoil_answer(head.first_ns, head.last_ns);
+                Next::Unframed
             }
-        }
+            (Some(entry), Some(parsed)) => {
+                entry.begin_answer(parsed, head.first_ns, head.last_ns);
+                if parsed.is_tunnel(entry.method()) {
+                    Next::Tunnel
+                } else if !head.complete {
+                    Next::Body(Framing::Unknown)
+                } else if let Some(framing) = parsed.framing(entry.method()) {
+                    Next::Body(framing)
+                } else {
+                    entry.spoil_answer(head.first_ns, head.last_ns);
+                    Next::Unframed
+                }
+            }
+        };
         if let Some(product) = parsed.and_then(|parsed| parsed.product) {
             self.search_product = Some(product);
         }
-        self.resynchronize(resynchronized);
-        if tunnel {
-            self.leave_http(head.last_ns);
-        } else if let Some(framing) = framing {
-            self.stream(direction).decoder.begin_body(framing);
-        } else {
-            let reason = if orphan {
-                let len = head.bytes.len() as u64;
-                self.losses.count(LossReason::OrphanResponse, len);
-                LossReason::OrphanResponse
-            } else {
-                LossReason::Garbage
-            };
+        self.finish_each(resynchronized, Outcome::Resynchronized, None);
+        let stream = self.stream(direction);
+        match next {
+            Next::Body(framing) => stream.decoder.begin_body(framing),
+            Next::Tunnel => self.leave_http(head.last_ns),
             // Answers to requests that were seen may follow in the bytes that are now skipped.
-            self.stream(direction).note_gap();
-            self.stream(direction).decoder.lose_step(reason, orphan);
-            self.emit_done();
+            Next::Unframed => {
+                stream.note_gap();
+                stream.decoder.lose_step(LossReason::Garbage, false);
+                self.emit_done();
+            }
+            Next::Orphan => {
+                let reason = LossReason::OrphanResponse;
+                stream.note_gap();
+                stream.decoder.lose_step(reason, true);
+                self.losses.count(reason, head.bytes.len() as u64);
+            }
         }
     }
 
@@ -259,28 +270,26 @@ impl Connection {
         if let Some(answering) = self.pairing.answering() {
             answering.end_answer(last_ns, None);
         }
-        let product = self.search_product;
-        let ended: Vec<_> = self.pairing.drain().collect();
-        for entry in ended {
-            // What else was taken for a request was the new protocol's.
-            let outcome = match entry.answer {
-                Answer::Done => Outcome::Upgraded,
-                Answer::Awaited | Answer::Begun => Outcome::Resynchronized,
-            };
-            self.observations
-                .push_back(entry.finish(outcome, None, product));
-        }
+        let (done, others): (Vec<_>, _) = self
+            .pairing
+            .drain()
+            .partition(|entry| entry.answer == Answer::Done);
+        self.finish_each(done, Outcome::Upgraded, None);
+        // What else was taken for a request was the new protocol's.
+        self.finish_each(others, Outcome::Resynchronized, None);
     }
 
-    fn resynchronize(&mut self, entries: Vec<InFlight>) {
+    /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
+    fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
         let product = self.search_product;
-        for entry in entries {
-            if !entry.request_done {
-                self.request_open = false;
-            }
-            let ended = entry.finish(Outcome::Resynchronized, None, product);
-            self.observations.push_back(ended);
+        if entries.iter().any(|entry| !entry.request_done) {
+            self.request_open = false;
         }
+        self.observations.extend(
+            entries
+                .into_iter()
+                .map(|entry| entry.finish(outcome, ended_ns, product)),
+        );
     }
 
     fn emit_done(&mut self) {
@@ -340,12 +349,7 @@ impl Connection {
 
     pub(super) fn finish_all(&mut self, outcome: Outcome, time_ns: u64) {
         self.request_open = false;
-        let product = self.search_product;
-        let ended: Vec<_> = self.pairing.drain().collect();
-        self.observations.extend(
-            ended
-                .into_iter()
-                .map(|entry| entry.finish(outcome, Some(time_ns), product)),
-        );
+        let entries = self.pairing.drain().collect();
+        self.finish_each(entries, outcome, Some(time_ns));
     }
 }

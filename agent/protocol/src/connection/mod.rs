@@ -55,6 +55,12 @@ impl Connection {
         }
     }
 
+    /// Takes note that the connection is seen from its very first byte, so that no request can have
+    /// gone before. To be called before anything else, if at all.
+    pub const fn handle_open(&mut self) {
+        self.pairing.begin();
+    }
+
     /// Takes the next segment of a direction.
     pub fn handle_segment(&mut self, segment: &Segment<'_>) {
         let direction = segment.direction;

@@ -97,6 +97,11 @@ impl Connection {
             self.interrupt(direction, previous_ns);
         } else if unknown {
             self.losses.count(LossReason::AmbiguousHead, 0);
+            if message == Some(Kind::Response)
+                && let Some(oldest) = self.pairing.oldest_awaited()
+            {
+                oldest.doubtful = true;
+            }
         }
         true
     }
