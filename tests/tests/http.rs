@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::accounts::{
-    Side, application_plan, check_all, check_body_sizes, check_exported, check_handlers, key,
+    EXPORT_DELAY, Side, application_plan, check_all, check_body_sizes, check_exported,
+    check_handlers, key,
 };
 use e2e::{Agent, Client, Key, Load, NginxOptions, Request, Server, Tally, prerequisite};
 
@@ -318,5 +319,44 @@ fn curl_that_lives_for_one_request_is_counted() -> Result<()> {
         )
     };
     assert_eq!(named(&service) + named("curl"), 20.0);
+    Ok(())
+}
+
+/// More paths than routes may be: none goes uncounted, and of the paths that come again, at most
+/// 200 routes and the overflow have their requests.
+#[test]
+fn routes_are_bounded_and_nothing_goes_uncounted() -> Result<()> {
+    const WORDS: [&str; 20] = [
+        "apple", "bread", "cheese", "dough", "egg", "fig", "grape", "honey", "ice", "jam", "kale",
+        "lemon", "melon", "nut", "olive", "peach", "quince", "rice", "sugar", "tea",
+    ];
+    let agent = Agent::start()?;
+    let nginx = Server::nginx(NginxOptions::default())?;
+    let mut client = Client::connect(nginx.address)?;
+    let mut before = BTreeMap::new();
+    for round in 1..=2 {
+        for first in WORDS {
+            for second in WORDS {
+                client.send(&Request::new("GET", format!("/{first}/{second}")))?;
+            }
+        }
+        let counts = e2e::eventually(EXPORT_DELAY, || {
+            let metrics = agent.metrics()?;
+            let counts = Side::Server(&nginx).sum(&metrics, "request_duration_seconds_count");
+            let all: f64 = counts.values().sum();
+            ensure!(all == f64::from(round * 400), "{all} of {}", round * 400);
+            Ok(counts)
+        })?;
+        let grown = counts
+            .iter()
+            .filter(|(key, count)| before.get(*key) != Some(*count))
+            .count();
+        // What was exported in the first round stays, though routes were merged since.
+        ensure!(
+            round == 1 || (2..=201).contains(&grown),
+            "{grown} routes in use"
+        );
+        before = counts;
+    }
     Ok(())
 }

@@ -1,0 +1,252 @@
+//! What programs do with sockets beside reading and writing. Client and server are threads of the
+//! test, so that each call is chosen.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use e2e::accounts::EXPORT_DELAY;
+use e2e::{Agent, Client, NginxOptions, Request, Server, eventually, prerequisite};
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Runs a server for one connection beside a client of it.
+fn converse(
+    listener: TcpListener,
+    serve: impl FnOnce(TcpStream) -> Result<()> + Send,
+    talk: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let server = scope.spawn(move || {
+            let (stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            serve(stream)
+        });
+        let talked = talk();
+        server.join().map_err(|_| anyhow!("the server died"))??;
+        talked
+    })
+}
+
+fn listen() -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, e2e::free_port()?))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Reads until the empty line.
+fn read_head(stream: &mut TcpStream) -> Result<()> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        ensure!(
+            stream.read(&mut byte)? == 1,
+            "the connection ended in the head"
+        );
+        head.push(byte[0]);
+    }
+    Ok(())
+}
+
+/// Waits until `route` has exactly `count` exchanges with `status` on both sides, and no others.
+fn check_both_sides(agent: &Agent, route: &str, status: &str, count: u64) -> Result<()> {
+    let check = || {
+        let metrics = agent.metrics()?;
+        for (role, label) in [("server", "http_route"), ("client", "url_template")] {
+            let name = format!("http_{role}_request_duration_seconds_count");
+            let all = metrics.sum(&name, &[(label, route)]);
+            let right = metrics.sum(
+                &name,
+                &[(label, route), ("http_response_status_code", status)],
+            );
+            ensure!(
+                right == count as f64 && all == right,
+                "{role}: {right} of {count} with status `{status}`, {all} in all"
+            );
+        }
+        Ok(())
+    };
+    eventually(EXPORT_DELAY, check)?;
+    thread::sleep(Duration::from_millis(300));
+    check()
+}
+
+#[test]
+fn what_is_peeked_at_counts_once() -> Result<()> {
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let serve = |mut stream: TcpStream| {
+        for _ in 0..3 {
+            let mut piece = [0; 512];
+            for _ in 0..3 {
+                stream.peek(&mut piece)?;
+            }
+            read_head(&mut stream)?;
+            stream.write_all(ANSWER)?;
+        }
+        Ok(())
+    };
+    converse(listener, serve, || {
+        let mut client = Client::connect(address)?;
+        for _ in 0..3 {
+            client.send(&Request::new("GET", "/peeked"))?;
+        }
+        Ok(())
+    })?;
+    check_both_sides(&agent, "/peeked", "200", 3)
+}
+
+#[test]
+fn a_client_that_has_said_all_still_gets_its_answer() -> Result<()> {
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let serve = |mut stream: TcpStream| {
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request)?;
+        thread::sleep(Duration::from_millis(50));
+        Ok(stream.write_all(ANSWER)?)
+    };
+    converse(listener, serve, || {
+        let mut client = Client::connect(address)?;
+        client.write(&Request::new("GET", "/half-closed").head())?;
+        client.stream().shutdown(Shutdown::Write)?;
+        ensure!(client.read_response("GET")?.status == 200);
+        Ok(())
+    })?;
+    check_both_sides(&agent, "/half-closed", "200", 1)
+}
+
+/// What follows a 101 is another protocol, whatever it looks like.
+#[test]
+fn an_upgraded_connection_has_left_http() -> Result<()> {
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let request = Request::new("GET", "/upgraded")
+        .header("Connection: Upgrade")
+        .header("Upgrade: echo");
+    let later = Request::new("GET", "/not-a-request").head();
+    let serve = |mut stream: TcpStream| {
+        read_head(&mut stream)?;
+        stream.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n",
+        )?;
+        for _ in 0..3 {
+            read_head(&mut stream)?;
+            stream.write_all(ANSWER)?;
+        }
+        Ok(())
+    };
+    converse(listener, serve, || {
+        let mut client = Client::connect(address)?;
+        ensure!(client.send(&request)?.status == 101);
+        for _ in 0..3 {
+            client.write_more(&later)?;
+            client.read_response("GET")?;
+        }
+        Ok(())
+    })?;
+    check_both_sides(&agent, "/upgraded", "101", 1)?;
+    check_both_sides(&agent, "/not-a-request", "200", 0)?;
+    let metrics = agent.metrics()?;
+    for role in ["server", "client"] {
+        let labels = [("role", role), ("outcome", "upgraded")];
+        assert_eq!(
+            metrics.sum("telltale_http_exchanges_total", &labels),
+            1.0,
+            "{role}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn ipv6_and_mapped_addresses_are_named() -> Result<()> {
+    let agent = Agent::start()?;
+    for (bind, connect, route, named) in [
+        (Ipv6Addr::LOCALHOST, "::1", "/six", "::1"),
+        (Ipv6Addr::UNSPECIFIED, "127.0.0.1", "/mapped", "127.0.0.1"),
+    ] {
+        let listener = TcpListener::bind((bind, e2e::free_port()?))?;
+        let address = SocketAddr::new(connect.parse()?, listener.local_addr()?.port());
+        let serve = |mut stream: TcpStream| {
+            read_head(&mut stream)?;
+            Ok(stream.write_all(ANSWER)?)
+        };
+        converse(listener, serve, || {
+            let mut client = Client::connect(address)?;
+            // No host is named, so that the address has to come from the socket.
+            client.write(format!("GET {route} HTTP/1.0\r\n\r\n").as_bytes())?;
+            ensure!(client.read_response("GET")?.status == 200);
+            Ok(())
+        })?;
+        check_both_sides(&agent, route, "200", 1)?;
+        let metrics = agent.metrics()?;
+        let port = address.port().to_string();
+        let labels = [
+            ("url_template", route),
+            ("server_address", named),
+            ("server_port", &port),
+        ];
+        let seen = metrics.sum("http_client_request_duration_seconds_count", &labels);
+        ensure!(
+            seen == 1.0,
+            "not named {named}:\n{}",
+            metrics.excerpt(&["http_client_request_d"])
+        );
+    }
+    Ok(())
+}
+
+/// An answer that does not wait for the upload's end.
+#[test]
+fn an_early_answer_ends_the_exchange() -> Result<()> {
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let serve = |mut stream: TcpStream| {
+        read_head(&mut stream)?;
+        stream.write_all(
+            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        )?;
+        // Takes the rest, so that no reset overtakes the answer.
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(&mut Vec::new())?;
+        Ok(())
+    };
+    converse(listener, serve, || {
+        let request = Request::new("POST", "/too-large").body(vec![b'x'; 200_000]);
+        let mut client = Client::connect(address)?;
+        client.write(&request.head())?;
+        client.write_more(&request.body[..50_000])?;
+        thread::sleep(Duration::from_millis(50));
+        client.write_more(&request.body[50_000..])?;
+        ensure!(client.read_response("POST")?.status == 413);
+        Ok(())
+    })?;
+    check_both_sides(&agent, "/too-large", "413", 1)
+}
+
+/// Descriptors and ports come again and again: each connection is its own.
+#[test]
+fn short_connections_are_each_counted() -> Result<()> {
+    let agent = Agent::start()?;
+    let nginx = Server::nginx(NginxOptions::default())?;
+    for _ in 0..500 {
+        Client::once(nginx.address, &Request::new("GET", "/return"))?;
+    }
+    let url = format!("http://{}/teapot", nginx.address);
+    let output = Command::new(prerequisite::on_path("hey")?)
+        .args(["-n", "5000", "-c", "50", "-disable-keepalive", &url])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report = String::from_utf8_lossy(&output.stdout);
+    ensure!(report.contains("[418]\t5000 responses"), "{report}");
+    check_both_sides(&agent, "/return", "200", 500)?;
+    check_both_sides(&agent, "/teapot", "418", 5000)
+}
