@@ -14,6 +14,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::probes::release_memory;
+
 pub use image::{Image, ImageKey, Images};
 pub use resolve::{Request, Resolved};
 
@@ -84,20 +86,10 @@ fn work(jobs: &mpsc::Receiver<Job>) {
             // Symbols take tens of megabytes.
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 if names.take().is_some() {
-                    return_free_memory();
+                    release_memory();
                 }
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
-    }
-}
-
-/// Gives memory that was freed back to the system. glibc keeps what lies below the last block that
-/// is in use: 40 MB after a profile of everything on a busy host.
-fn return_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: has no requirements; it locks the allocator's arenas itself.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
