@@ -12,5 +12,8 @@ pub fn protocol_found(connection_id: u64, pid: u32, protocol: u8) {
         protocol_state::TLS => "TLS, left alone",
         _ => "neither HTTP nor TLS, left alone",
     };
-    debug!((), "connection {:x} of pid {}: {}", connection_id, pid, name);
+    debug!(
+        (),
+        "connection {:x} of pid {}: {}", connection_id, pid, name
+    );
 }

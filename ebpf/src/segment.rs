@@ -58,20 +58,16 @@ pub fn handle(segment: &Segment) {
         (state.cursors[1], state.cursors[0], state.budget_bytes[1])
     };
     let turned = state.last_direction != direction;
-    if turned {
-        state.last_direction = direction;
+    let beginning = detect::beginning(buffer.first_word());
+    if turned || beginning == Beginning::Message {
         budget = config().capture_bytes;
     }
-    if turned || budget == 0 {
-        let beginning = detect::beginning(buffer.first_word());
-        if matches!(beginning, Beginning::Message) {
-            budget = config().capture_bytes;
-        }
-        if turned && !note_beginning(state, beginning) {
+    if turned {
+        state.last_direction = direction;
+        if !note_beginning(state, beginning) {
             return;
         }
     }
-
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
     let mut want = MAX_CAPTURE_BYTES;
     if budget < want {

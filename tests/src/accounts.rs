@@ -4,7 +4,7 @@
 //! Counts and body sizes have to be equal. Durations have no tolerance to choose, they nest: the
 //! handler runs between the server's read of the request and its write of the answer, and those
 //! happen between the client's write and its read. So handler ≤ agent (server side) ≤ client, and
-//! agent (client side) ≤ client, each but for [`CLOCK_SLACK`].
+//! agent (client side) ≤ client, each but for `CLOCK_SLACK`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -120,6 +120,11 @@ impl InFlight {
         self.exchange.request_body_bytes = content_bytes;
     }
 
+    /// Ends a request whose size is unknown, where it was last seen.
+    pub(crate) const fn end_cut_request(&mut self) {
+        self.request_done = true;
+    }
+
     /// Notes that the request has come so far, without being over.
     pub(crate) fn extend_request(&mut self, last_ns: u64) {
         let times = &mut self.exchange.times;

@@ -152,6 +152,38 @@ fn a_body_whose_end_was_overtaken_does_not_wait_for_ever() {
 }
 
 #[test]
+fn a_body_whose_end_was_overtaken_before_a_lost_record() {
+    let mut wire = Wire::server();
+    wire.request(GET);
+    wire.response(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
+    wire.request(GET);
+    wire.advance(false, 150);
+    let overtaken_ns = wire.now_ns;
+    wire.poll_progress();
+    wire.advance(false, 50);
+    wire.response(OK);
+    let exchange = &wire.exchanges()[0];
+    assert_eq!(exchange.response_body_bytes, Some(100));
+    assert_eq!(exchange.times.response_last_ns, Some(overtaken_ns));
+}
+
+#[test]
+fn an_upload_that_nobody_captured_lasted_as_long_as_the_cursor_says() {
+    let mut wire = Wire::server();
+    wire.request(b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n");
+    wire.advance(true, 3);
+    wire.send(true, b"junk", 0, 0);
+    wire.advance(true, 1000);
+    let last_ns = wire.now_ns;
+    wire.response(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
+    // The rest of the answer, and of the next exchange, is told by one record.
+    wire.advance(false, 9);
+    wire.advance(true, GET.len() as u64);
+    wire.response(OK);
+    assert_eq!(wire.exchanges()[0].times.request_last_ns, last_ns);
+}
+
+#[test]
 fn chunked_with_extensions_and_trailers() {
     let mut wire = Wire::server();
     for _ in 0..2 {

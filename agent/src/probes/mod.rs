@@ -18,8 +18,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
     "/../ebpf/telltale.bpf.o"
 ));
 
-/// Gives back to the system what loading needed: the kernel's types alone take some 25 MB, which
-/// the allocator would keep for a next time that does not come.
+/// Gives freed memory back to the system. glibc keeps what lies below the last block in use: the
+/// kernel's types take some 25 MB while loading, a profile of a busy host's symbols 40 MB and more.
 pub fn release_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no arguments that could be wrong; any thread may call it at any time.

@@ -304,3 +304,36 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_includes_its_processes() {
+        let mut process = Process::unknown(7, "shop");
+        process.container_id = Some("0123456789abcdef".into());
+        for (target, included) in [
+            (Target::All, true),
+            (Target::Pid(7), true),
+            (Target::Pid(8), false),
+            (Target::Service("shop".into()), true),
+            (Target::Service("sho".into()), false),
+            (Target::Container("01234567".into()), true),
+            (Target::Container("12345678".into()), false),
+        ] {
+            assert_eq!(target.includes(&process), included, "{target:?}");
+        }
+    }
+
+    #[test]
+    fn errors_read_as_one_line_with_their_cause() {
+        let source = std::io::Error::from_raw_os_error(1);
+        let error = ProfileError::from(SamplerError::Clock { cpu: 3, source });
+        let line = error.to_string();
+        assert!(
+            line.contains("CPU 3") && line.contains("Operation not permitted"),
+            "{line}"
+        );
+    }
+}

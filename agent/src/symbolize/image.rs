@@ -236,14 +236,18 @@ fn open(
         ..
     } = &region.entry;
     // `map_files` leads to the very file, even where it was deleted or lies in another mount
-    // namespace, but asks for CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN).
-    let by_range = proc_root.join(format!("{pid}/map_files/{start:x}-{end:x}"));
-    let by_path = proc_root.join(format!("{pid}/root{path}"));
-    let opened = Executable::open(&by_range, path)
-        .or_else(|_| Executable::open(&by_path, path))
-        .ok()
+    // namespace, but asks for CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN). `exe` is one file alone.
+    let paths = [
+        format!("map_files/{start:x}-{end:x}"),
+        format!("root{path}"),
+        "exe".to_owned(),
+    ];
+    let opened = paths.iter().find_map(|file| {
+        let executable =
+            Executable::open(&proc_root.join(pid.to_string()).join(file), path).ok()?;
         // Another file may have taken the path.
-        .filter(|executable| executable.inode() == *inode);
+        (executable.inode() == *inode).then_some(executable)
+    });
     let Some(executable) = opened else {
         region.unreadable = true;
         return;

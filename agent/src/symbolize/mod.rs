@@ -14,20 +14,22 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::probes::release_memory;
+
 pub use image::{Image, ImageKey, Images};
 pub use resolve::{Request, Resolved};
 
 use names::Names;
 
 /// How long symbols are kept after they were last used.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(30);
 
 /// The symbolizer gave up on a request: a bug of ours or of a library, met in some file.
 #[derive(Debug, thiserror::Error)]
 #[error("symbols could not be read: the symbolizer failed, see its message on standard error")]
 pub struct SymbolizerFailed;
 
-/// Resolves addresses in a thread of its own, which keeps symbols for a minute.
+/// Resolves addresses in a thread of its own, which keeps symbols for half a minute.
 #[derive(Debug, Default)]
 pub struct Symbolizer {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
@@ -82,7 +84,11 @@ fn work(jobs: &mpsc::Receiver<Job>) {
                 names.trim();
             }
             // Symbols take tens of megabytes.
-            Err(mpsc::RecvTimeoutError::Timeout) => names = None,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if names.take().is_some() {
+                    release_memory();
+                }
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
     }

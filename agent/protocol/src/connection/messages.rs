@@ -177,6 +177,7 @@ impl Connection {
             self.search_product = Some(product);
         }
         self.finish_each(resynchronized, Outcome::Resynchronized, None);
+        self.extend_request(head.first_ns);
         let stream = self.stream(direction);
         match next {
             Next::Body(framing) => stream.decoder.begin_body(framing),
@@ -230,6 +231,19 @@ impl Connection {
         self.emit_done();
     }
 
+    /// Notes how far the open request had come when its answer began, for its end may go unseen.
+    fn extend_request(&mut self, answer_ns: u64) {
+        let (Some(direction), true) = (self.request_direction, self.request_open) else {
+            return;
+        };
+        let last_ns = self.stream(direction).seen().last_ns;
+        if last_ns <= answer_ns
+            && let Some(newest) = self.pairing.newest()
+        {
+            newest.extend_request(last_ns);
+        }
+    }
+
     /// Ends a request that was answered in full and whose own end can't be seen: it is over, or
     /// nobody reads on.
     fn give_up_request(&mut self) {
@@ -250,7 +264,11 @@ impl Connection {
         let stream = self.stream(direction);
         if stream.decoder.body().is_some_and(Body::is_unknown) {
             let last_ns = stream.last_ns();
-            self.end_open_request(last_ns, None);
+            if let Some(newest) = self.pairing.newest() {
+                newest.extend_request(last_ns);
+                newest.end_cut_request();
+            }
+            self.request_open = false;
         }
     }
 
@@ -341,7 +359,7 @@ impl Connection {
             self.request_open = false;
             if let Some(newest) = self.pairing.newest() {
                 newest.extend_request(last_ns);
-                newest.request_done = true;
+                newest.end_cut_request();
             }
             self.emit_done();
         }
