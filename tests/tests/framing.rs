@@ -209,6 +209,33 @@ fn heads_in_many_pieces_are_one_request() -> Result<()> {
     Ok(())
 }
 
+/// Cookies of 6 KiB, of which 4 KiB are captured: the request line is, and the answers pair.
+#[test]
+fn heads_longer_than_what_is_captured_are_counted() -> Result<()> {
+    let agent = Agent::start()?;
+    for server in [Server::nginx(NginxOptions::default())?, Server::axum(AXUM)?] {
+        let mut client = Client::connect(server.address)?;
+        let mut tally = Tally::default();
+        let cookie = "Cookie: a=".to_owned() + &"c".repeat(6 << 10);
+        for round in 0..5 {
+            for request in [
+                Request::new("GET", "/return").header(cookie.clone()),
+                Request::new("GET", "/return"),
+                // Its length stands behind what is captured.
+                Request::new("POST", "/fail")
+                    .header(cookie.clone())
+                    .body(vec![b'x'; 1000 * round]),
+            ] {
+                let route = request.target.clone();
+                tally.add(&request, &route, &client.send(&request)?);
+            }
+        }
+        check_exported(&agent, Side::Server(&server), &tally.counts())?;
+        check_exported(&agent, Side::Client(&server), &tally.counts())?;
+    }
+    Ok(())
+}
+
 /// An HTTP/1.0 client gets a body without a length that ends with the connection.
 #[test]
 fn a_body_that_ends_with_the_connection_is_whole() -> Result<()> {
