@@ -400,13 +400,42 @@ fn secrets_stay_where_they_are() -> Result<()> {
     let mut broken = Client::connect(server.address)?;
     broken.write(format!("GET /?{SECRET} HTTP/1.1\r\nBad Header {SECRET}\r\n\r\n").as_bytes())?;
     let _ = broken.read_response("GET");
-    await_spans_of(&collector, &server, requests.len())?;
+    // And where a process has them: its arguments and its environment.
+    let port = free_port()?;
+    let mut python = Command::new(prerequisite::python("python")?);
+    python
+        .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"])
+        .arg(format!("/tmp/{SECRET}"))
+        .arg(port.to_string())
+        .env("DATABASE_PASSWORD", SECRET);
+    let mut python = Child::spawn("http.server", python, tempfile::tempdir()?)?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    python.wait_for_port(address, Duration::from_secs(10))?;
+    Client::once(address, &Request::new("GET", "/in-arguments"))?;
+    e2e::eventually(EXPORT_DELAY, || {
+        let spans = collector.spans()?;
+        let found = spans
+            .iter()
+            .filter(|span| span.service() == server.service)
+            .count();
+        ensure!(
+            found >= requests.len(),
+            "{found} spans of {}",
+            requests.len()
+        );
+        let python = spans
+            .iter()
+            .any(|span| span.attribute("url.path") == "/in-arguments");
+        ensure!(python, "no span of http.server");
+        Ok(())
+    })?;
     let mut shown = vec![("the spans".to_owned(), collector.raw().concat())];
     for path in ["/metrics", "/", "/targets", "/health/detailed"] {
         shown.push((path.to_owned(), agent.get(path)?.text()));
     }
     shown.push(("the log".to_owned(), agent.stop()?.output));
     // The search does find what it should.
+    ensure!(shown[0].1.contains("/in-arguments") && shown[1].1.contains("/in-arguments"));
     ensure!(shown[0].1.contains("/items/7") && shown[1].1.contains(&server.service));
     for (place, text) in &shown {
         ensure!(!text.is_empty(), "{place} is empty");
@@ -416,17 +445,4 @@ fn secrets_stay_where_they_are() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits until the server has at least `count` spans.
-fn await_spans_of(collector: &Collector, server: &Server, count: usize) -> Result<()> {
-    e2e::eventually(EXPORT_DELAY, || {
-        let spans = collector.spans()?;
-        let found = spans
-            .iter()
-            .filter(|span| span.service() == server.service)
-            .count();
-        ensure!(found >= count, "{found} spans of {count}");
-        Ok(())
-    })
 }
