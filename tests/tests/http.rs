@@ -322,6 +322,37 @@ fn curl_that_lives_for_one_request_is_counted() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn requests_under_way_are_a_gauge() -> Result<()> {
+    let agent = Agent::start()?;
+    let server = Server::express()?;
+    let labels = [
+        ("service_name", server.service.as_str()),
+        ("http_request_method", "GET"),
+    ];
+    let await_active = |expected: f64| {
+        e2e::eventually(EXPORT_DELAY, || {
+            let active = agent.metrics()?.sum("http_server_active_requests", &labels);
+            ensure!(
+                active == expected,
+                "{active} active requests instead of {expected}"
+            );
+            Ok(())
+        })
+    };
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(server.address)?;
+        client.write(&Request::new("GET", "/sleep/3000").head())?;
+        clients.push(client);
+    }
+    await_active(3.0)?;
+    for client in &mut clients {
+        ensure!(client.read_response("GET")?.status == 200);
+    }
+    await_active(0.0)
+}
+
 /// More paths than routes may be: none goes uncounted, and of the paths that come again, at most
 /// 200 routes and the overflow have their requests.
 #[test]
