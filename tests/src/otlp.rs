@@ -72,8 +72,15 @@ impl Collector {
     /// # Errors
     /// When it does not come up.
     pub fn start() -> Result<Self> {
+        Self::start_on(free_port()?, free_port()?)
+    }
+
+    /// [`Self::start`] on given ports.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_on(grpc_port: u16, http_port: u16) -> Result<Self> {
         let (receiver, bodies) = start_receiver()?;
-        let (grpc_port, http_port) = (free_port()?, free_port()?);
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("collector.yaml");
         std::fs::write(

@@ -357,6 +357,34 @@ fn the_collector_gets_spans_over_http() -> Result<()> {
     check_spans(command, &collector)
 }
 
+/// The Collector comes up after the agent, as in any restart of a node.
+#[test]
+fn a_collector_that_comes_later_gets_the_spans() -> Result<()> {
+    let (grpc_port, http_port) = (free_port()?, free_port()?);
+    let agent = Agent::command()?
+        .arg("--otlp-endpoint")
+        .arg(format!("http://127.0.0.1:{grpc_port}"))
+        .start()?;
+    let server = Server::express()?;
+    let health = |status: &str| -> Result<()> {
+        let health: serde_json::Value =
+            serde_json::from_slice(&agent.get("/health/detailed")?.body)?;
+        let otlp = &health["subsystems"]["otlp"]["status"];
+        ensure!(otlp == status, "otlp is {otlp} instead of {status}");
+        Ok(())
+    };
+    Client::once(server.address, &Request::new("GET", "/items/1"))?;
+    e2e::eventually(Duration::from_secs(30), || health("degraded"))?;
+    let collector = Collector::start_on(grpc_port, http_port)?;
+    e2e::eventually(Duration::from_secs(45), || {
+        Client::once(server.address, &Request::new("GET", "/items/2"))?;
+        let spans = collector.spans()?;
+        let arrived = spans.iter().any(|span| span.service() == server.service);
+        ensure!(arrived, "no span of {}", server.service);
+        health("healthy")
+    })
+}
+
 /// Secrets in every place of a request and an answer where people put them: nothing that the agent
 /// shows has any of them.
 #[test]
