@@ -46,6 +46,7 @@ const SERVERS: &[&str] = &[
     "workloads",
     "http",
     "framing",
+    "sockets",
     "lifecycle",
     "failures",
     "monitoring",
@@ -54,6 +55,7 @@ const PYTHON: &[&str] = &[
     "workloads",
     "http",
     "framing",
+    "sockets",
     "lifecycle",
     "failures",
     "monitoring",
@@ -148,4 +150,20 @@ pub(crate) const FOLDERS: &[Folder] = &[
 /// Folder with the sources of workloads.
 pub(crate) fn workloads() -> PathBuf {
     paths::root().join("tests/workloads")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_in_the_tables() {
+        let listed = || PROGRAMS.iter().flat_map(|program| program.suites);
+        for suite in crate::test::known_suites().unwrap() {
+            assert!(
+                listed().any(|name| *name == suite),
+                "tests/tests/{suite}.rs: say here what it needs"
+            );
+        }
+    }
 }
