@@ -21,6 +21,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("nginx", "nginx-light", SERVERS),
     program("curl", "curl", SERVERS),
     program("wrk", "wrk", SERVERS),
+    program("hey", "hey", SERVERS),
     // The monitoring side.
     program("prometheus", "prometheus", COLLECTOR),
     program("promtool", "prometheus", COLLECTOR),
@@ -47,6 +48,7 @@ const SERVERS: &[&str] = &[
     "http",
     "framing",
     "sockets",
+    "config",
     "lifecycle",
     "failures",
     "monitoring",
@@ -56,6 +58,7 @@ const PYTHON: &[&str] = &[
     "http",
     "framing",
     "sockets",
+    "config",
     "lifecycle",
     "failures",
     "monitoring",
