@@ -12,43 +12,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use aya::sys::{Stats, enable_stats};
-use aya_log::EbpfLogger;
 use prometheus::Registry;
 use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle as JoinTask;
 
 use crate::clock::{Clock, monotonic_ns};
 use crate::clusters::Clusters;
-use crate::config::{Config, LogLevel};
-use crate::health::{Health, Status};
+use crate::config::Config;
+use crate::health::Health;
 use crate::http::{self, Api, BindError};
-use crate::probes::attach::{self, AttachError, ProbeReport};
-use crate::probes::load::{LoadError, LoadOptions, Loaded, RING_MAPS, load};
-use crate::probes::maps::{Connections, KernelLosses};
+use crate::probes::attach::{self, AttachError};
+use crate::probes::load::{LoadError, Loaded, load};
+use crate::probes::maps::Connections;
 use crate::probes::programs::Programs;
+use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
-use crate::probes::sampler::Sampler;
-use crate::probes::{mounts, release_memory};
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
-use crate::profiler::Profiler;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
-use crate::sink::prometheus::{PrometheusOptions, PrometheusSink};
+use crate::sink::prometheus::PrometheusSink;
 use crate::sink::summary::Summary;
-use crate::worker::{Shared, Worker};
+use crate::start;
+use crate::tracker::Shared;
 
 /// How long the end may take: queued spans are sent for that long.
 const FLUSH: Duration = Duration::from_secs(3);
-
-/// How often the kernel side's log is read.
-const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often /proc is compared with the process table and dead Unix sockets leave the kernel's map.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -105,17 +98,17 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     metrics.losses.watch(Box::new(move || watched.losses()));
 
     // The kernel side: loaded now, attached once its rings are drained.
-    mount_filesystems();
-    let mut loaded = load(&load_options(&config))?;
+    start::mount_filesystems();
+    let mut loaded = load(&start::load_options(&config))?;
     // Counting run time costs some 20 ns an event; the descriptor keeps it on.
     let statistics = enable_stats(Stats::RunTime)
         .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"));
-    watch_kernel_losses(&mut loaded, &metrics)?;
+    start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
-    let prometheus = PrometheusSink::new(&registry, &prometheus_options(&config), &metrics)?;
+    let prometheus = PrometheusSink::new(&registry, &start::prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
-    let otlp = match otlp_options(&config) {
+    let otlp = match start::otlp_options(&config) {
         Some(options) => Some(OtlpSink::start(
             options,
             clock.clone(),
@@ -152,13 +145,14 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         limits: Limits::default(),
         stop: AtomicBool::new(false),
     });
-    let workers = start_workers(&mut loaded, &shared, &config, sinks)?;
-    let profile_routes = profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
+    let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
+    let profile_routes =
+        start::profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
 
-    let kernel_log = follow_kernel_log(&mut loaded);
+    let kernel_log = start::follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
-    report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
+    start::report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
     let Loaded { ebpf, btf, .. } = loaded;
     drop(btf);
     release_memory();
@@ -205,152 +199,6 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         otlp.shutdown(FLUSH).await;
     }
     Ok(())
-}
-
-fn load_options(config: &Config) -> LoadOptions {
-    LoadOptions {
-        capture_bytes: config.capture.bytes,
-        rings: config.capture.rings,
-        ring_bytes: config.capture.ring_bytes,
-        max_connections: config.capture.max_connections,
-        tap: config.tap.into(),
-        verbose: config.log.level >= LogLevel::Debug,
-    }
-}
-
-fn prometheus_options(config: &Config) -> PrometheusOptions {
-    PrometheusOptions {
-        buckets: config.metrics.buckets.clone(),
-        max_series: config.metrics.max_series,
-    }
-}
-
-fn otlp_options(config: &Config) -> Option<OtlpOptions> {
-    let otlp = &config.otlp;
-    Some(OtlpOptions {
-        endpoint: otlp.traces_url()?,
-        protocol: otlp.protocol,
-        headers: otlp.headers.clone().into_iter().collect(),
-        timeout: otlp.timeout,
-        queue: otlp.queue_spans,
-        batch: otlp.batch_spans,
-        linger: otlp.interval,
-        ..OtlpOptions::default()
-    })
-}
-
-/// Mounts what is absent. Nothing of today's taps needs it, so that a refusal is no failure.
-fn mount_filesystems() {
-    for filesystem in mounts::WANTED {
-        if let Err(error) = filesystem.ensure() {
-            tracing::debug!(target = filesystem.target, %error, "not mounted");
-        }
-    }
-}
-
-/// Shows the kernel side's counters among the losses.
-fn watch_kernel_losses(loaded: &mut Loaded, metrics: &SelfMetrics) -> Result<(), AgentError> {
-    let kernel = KernelLosses::share(&loaded.ebpf)?;
-    metrics.losses.watch(Box::new(move || {
-        let totals = kernel.read().into_iter();
-        totals
-            .map(|(reason, total)| {
-                let (stage, name) = reason.labels();
-                (stage, name, total)
-            })
-            .collect()
-    }));
-    Ok(())
-}
-
-/// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
-/// connection for.
-fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
-    let logger = EbpfLogger::init(&mut loaded.ebpf);
-    tokio::spawn(async move {
-        let mut logger = match logger {
-            Ok(logger) => logger,
-            Err(error) => return tracing::warn!(%error, "the kernel side's log cannot be read"),
-        };
-        let mut timer = tokio::time::interval(KERNEL_LOG_INTERVAL);
-        loop {
-            timer.tick().await;
-            logger.flush();
-        }
-    })
-}
-
-/// One thread a ring.
-fn start_workers(
-    loaded: &mut Loaded,
-    shared: &Arc<Shared>,
-    config: &Config,
-    sinks: impl Fn() -> Vec<Box<dyn Sink>>,
-) -> Result<Vec<JoinHandle<()>>, AgentError> {
-    let capacity = (config.capture.max_connections / loaded.rings) as usize;
-    let mut workers = Vec::with_capacity(loaded.rings as usize);
-    for (index, name) in RING_MAPS.iter().take(loaded.rings as usize).enumerate() {
-        let ring = Ring::take(&mut loaded.ebpf, name)?;
-        let worker = Worker::new(ring, Arc::clone(shared), sinks(), capacity);
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || worker.run())
-            .map_err(|error| AgentError::System("cannot start a worker", error))?;
-        workers.push(thread);
-    }
-    Ok(workers)
-}
-
-/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
-fn profile_routes(
-    loaded: &mut Loaded,
-    config: &Config,
-    processes: &Arc<ProcessTable>,
-    metrics: &SelfMetrics,
-    health: &Health,
-) -> Result<Router, AgentError> {
-    match Sampler::new(&mut loaded.ebpf) {
-        Ok(sampler) => {
-            health.set("profiler", Status::Healthy, "");
-            let samples = metrics.profile_samples.clone();
-            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
-                .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(
-                Some(profiler),
-                config.profile.clone(),
-            ))
-        }
-        Err(error) => {
-            tracing::warn!(%error, "no CPU profiles");
-            health.set(
-                "profiler",
-                Status::Degraded,
-                format!("no CPU profiles: {error}"),
-            );
-            Ok(http::profile::router(None, config.profile.clone()))
-        }
-    }
-}
-
-fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
-    let mut reasons = Vec::new();
-    for ProbeReport { probe, result } in reports {
-        match result {
-            Ok(steps) => tracing::debug!(program = probe.tracepoint, ?steps, "attached"),
-            Err(error) => {
-                let fallback = probe.fallback.unwrap_or_default();
-                tracing::warn!(program = probe.tracepoint, %error, fallback, "not attached");
-                reasons.push(format!("{}: {fallback}", probe.tracepoint));
-            }
-        }
-    }
-    tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
-    let status = if reasons.is_empty() {
-        Status::Healthy
-    } else {
-        Status::Degraded
-    };
-    health.set_reasons("probes", status, reasons);
 }
 
 /// What has to be done now and then, apart from the workers.

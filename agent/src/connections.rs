@@ -32,8 +32,6 @@ pub struct Tracked {
     pub last_ns: u64,
     /// Its exchanges in flight, as the gauges count them.
     pub counted: Counted,
-    /// Whether the end of a body is awaited that only the kernel's cursor tells.
-    pub awaits_progress: bool,
     /// What was known of clusters when this connection last asked.
     pub clusters_generation: u64,
     /// Whether the process table was told what it speaks.
@@ -56,19 +54,9 @@ impl Tracked {
             routes: None,
             last_ns: origin.opened_ns,
             counted: Counted::default(),
-            awaits_progress: false,
             clusters_generation: 0,
             noted: false,
             closed: 0,
-        }
-    }
-
-    /// The process's own TCP port; 0 on a Unix socket.
-    #[must_use]
-    pub fn local_port(&self) -> u16 {
-        match self.local {
-            Endpoint::Inet(address) => address.port(),
-            Endpoint::Unix => 0,
         }
     }
 }
@@ -153,6 +141,12 @@ impl Connections {
     /// The connection `id`.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Tracked> {
         self.by_id.get_mut(&id)
+    }
+
+    /// The connection `id`, to look at.
+    #[must_use]
+    pub fn get(&self, id: u64) -> Option<&Tracked> {
+        self.by_id.get(&id)
     }
 
     /// Whether one more needs another one to go first.

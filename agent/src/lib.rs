@@ -22,5 +22,7 @@ pub mod routes;
 pub mod selection;
 pub mod self_metrics;
 pub mod sink;
+mod start;
 pub mod symbolize;
+pub mod tracker;
 pub mod worker;

@@ -16,6 +16,17 @@ pub enum Endpoint {
     Unix,
 }
 
+impl Endpoint {
+    /// TCP port; 0 on a Unix socket.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Inet(address) => address.port(),
+            Self::Unix => 0,
+        }
+    }
+}
+
 /// A finished exchange with its process, its route and its two ends.
 #[derive(Clone, Debug)]
 pub struct Observation {

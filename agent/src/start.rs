@@ -1,0 +1,203 @@
+//! The steps of the start, each by itself; `agent.rs` has their order.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use aya_log::EbpfLogger;
+use tokio::task::JoinHandle as JoinTask;
+
+use crate::agent::AgentError;
+use crate::config::{Config, LogLevel};
+use crate::health::{Health, Status};
+use crate::http;
+use crate::probes::attach::ProbeReport;
+use crate::probes::load::{LoadOptions, Loaded, RING_MAPS};
+use crate::probes::maps::KernelLosses;
+use crate::probes::mounts;
+use crate::probes::ring::Ring;
+use crate::probes::sampler::Sampler;
+use crate::process::ProcessTable;
+use crate::profiler::Profiler;
+use crate::self_metrics::SelfMetrics;
+use crate::sink::Sink;
+use crate::sink::otlp::OtlpOptions;
+use crate::sink::prometheus::PrometheusOptions;
+use crate::tracker::Shared;
+use crate::worker::Worker;
+
+/// How often the kernel side's log is read.
+const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What the configuration says of loading.
+pub(crate) fn load_options(config: &Config) -> LoadOptions {
+    LoadOptions {
+        capture_bytes: config.capture.bytes,
+        rings: config.capture.rings,
+        ring_bytes: config.capture.ring_bytes,
+        max_connections: config.capture.max_connections,
+        tap: config.tap.into(),
+        verbose: config.log.level >= LogLevel::Debug,
+    }
+}
+
+/// What it says of metrics.
+pub(crate) fn prometheus_options(config: &Config) -> PrometheusOptions {
+    PrometheusOptions {
+        buckets: config.metrics.buckets.clone(),
+        max_series: config.metrics.max_series,
+    }
+}
+
+/// What it says of spans; `None` where none are exported.
+pub(crate) fn otlp_options(config: &Config) -> Option<OtlpOptions> {
+    let otlp = &config.otlp;
+    Some(OtlpOptions {
+        endpoint: otlp.traces_url()?,
+        protocol: otlp.protocol,
+        headers: otlp.headers.clone().into_iter().collect(),
+        timeout: otlp.timeout,
+        queue: otlp.queue_spans,
+        batch: otlp.batch_spans,
+        linger: otlp.interval,
+        ..OtlpOptions::default()
+    })
+}
+
+/// Mounts what is absent. Nothing of today's taps needs it, so that a refusal is no failure.
+pub(crate) fn mount_filesystems() {
+    for filesystem in mounts::WANTED {
+        if let Err(error) = filesystem.ensure() {
+            tracing::debug!(target = filesystem.target, %error, "not mounted");
+        }
+    }
+}
+
+/// Shows the kernel side's counters among the losses.
+pub(crate) fn watch_kernel_losses(
+    loaded: &mut Loaded,
+    metrics: &SelfMetrics,
+) -> Result<(), AgentError> {
+    let kernel = KernelLosses::share(&loaded.ebpf)?;
+    metrics.losses.watch(Box::new(move || {
+        let totals = kernel.read().into_iter();
+        totals
+            .map(|(reason, total)| {
+                let (stage, name) = reason.labels();
+                (stage, name, total)
+            })
+            .collect()
+    }));
+    Ok(())
+}
+
+/// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
+/// connection for.
+pub(crate) fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
+    let logger = EbpfLogger::init(&mut loaded.ebpf);
+    tokio::spawn(async move {
+        let mut logger = match logger {
+            Ok(logger) => logger,
+            Err(error) => return tracing::warn!(%error, "the kernel side's log cannot be read"),
+        };
+        let mut timer = tokio::time::interval(KERNEL_LOG_INTERVAL);
+        loop {
+            timer.tick().await;
+            logger.flush();
+        }
+    })
+}
+
+/// One thread a ring.
+pub(crate) fn start_workers(
+    loaded: &mut Loaded,
+    shared: &Arc<Shared>,
+    config: &Config,
+    health: &Health,
+    sinks: impl Fn() -> Vec<Box<dyn Sink>>,
+) -> Result<Vec<JoinHandle<()>>, AgentError> {
+    let capacity = (config.capture.max_connections / loaded.rings) as usize;
+    let mut workers = Vec::with_capacity(loaded.rings as usize);
+    for (index, name) in RING_MAPS.iter().take(loaded.rings as usize).enumerate() {
+        let ring = Ring::take(&mut loaded.ebpf, name)?;
+        let health = health.clone();
+        let worker = Worker::new(ring, Arc::clone(shared), sinks(), capacity);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || guard(index, &health, || worker.run()))
+            .map_err(|error| AgentError::System("cannot start a worker", error))?;
+        workers.push(thread);
+    }
+    Ok(workers)
+}
+
+/// Runs a worker. One that panics leaves its ring to fill, which nobody may take for silence.
+fn guard(index: usize, health: &Health, work: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        tracing::error!(
+            worker = index,
+            "ended by a panic: its connections go unseen"
+        );
+        health.set(
+            "workers",
+            Status::Unhealthy,
+            format!("worker {index} ended by a panic"),
+        );
+        health.set_ready(false);
+    }
+}
+
+/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
+pub(crate) fn profile_routes(
+    loaded: &mut Loaded,
+    config: &Config,
+    processes: &Arc<ProcessTable>,
+    metrics: &SelfMetrics,
+    health: &Health,
+) -> Result<Router, AgentError> {
+    match Sampler::new(&mut loaded.ebpf) {
+        Ok(sampler) => {
+            health.set("profiler", Status::Healthy, "");
+            let samples = metrics.profile_samples.clone();
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
+                .map_err(|error| AgentError::System("cannot start the profiler", error))?;
+            Ok(http::profile::router(
+                Some(profiler),
+                config.profile.clone(),
+            ))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no CPU profiles");
+            health.set(
+                "profiler",
+                Status::Degraded,
+                format!("no CPU profiles: {error}"),
+            );
+            Ok(http::profile::router(None, config.profile.clone()))
+        }
+    }
+}
+
+/// Logs what became of each probe and shows fallbacks as degraded health.
+pub(crate) fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
+    let mut reasons = Vec::new();
+    for ProbeReport { probe, result } in reports {
+        match result {
+            Ok(steps) => tracing::debug!(program = probe.tracepoint, ?steps, "attached"),
+            Err(error) => {
+                let fallback = probe.fallback.unwrap_or_default();
+                tracing::warn!(program = probe.tracepoint, %error, fallback, "not attached");
+                reasons.push(format!("{}: {fallback}", probe.tracepoint));
+            }
+        }
+    }
+    tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
+    let status = if reasons.is_empty() {
+        Status::Healthy
+    } else {
+        Status::Degraded
+    };
+    health.set_reasons("probes", status, reasons);
+}
