@@ -21,6 +21,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("nginx", "nginx-light", SERVERS),
     program("curl", "curl", SERVERS),
     program("wrk", "wrk", SERVERS),
+    program("hey", "hey", SERVERS),
     // The monitoring side.
     program("prometheus", "prometheus", COLLECTOR),
     program("promtool", "prometheus", COLLECTOR),
@@ -46,6 +47,8 @@ const SERVERS: &[&str] = &[
     "workloads",
     "http",
     "framing",
+    "sockets",
+    "config",
     "lifecycle",
     "failures",
     "monitoring",
@@ -54,6 +57,8 @@ const PYTHON: &[&str] = &[
     "workloads",
     "http",
     "framing",
+    "sockets",
+    "config",
     "lifecycle",
     "failures",
     "monitoring",
@@ -148,4 +153,20 @@ pub(crate) const FOLDERS: &[Folder] = &[
 /// Folder with the sources of workloads.
 pub(crate) fn workloads() -> PathBuf {
     paths::root().join("tests/workloads")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_in_the_tables() {
+        let listed = || PROGRAMS.iter().flat_map(|program| program.suites);
+        for suite in crate::test::known_suites().unwrap() {
+            assert!(
+                listed().any(|name| *name == suite),
+                "tests/tests/{suite}.rs: say here what it needs"
+            );
+        }
+    }
 }
