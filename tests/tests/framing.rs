@@ -147,11 +147,7 @@ fn one_hundred_continue_is_not_the_answer() -> Result<()> {
 
 #[test]
 fn pipelined_requests_are_each_counted() -> Result<()> {
-    // Node answers a batch in one write, and of one write only so many bytes are captured: answers
-    // behind them would be counted as resynchronized.
-    let agent = Agent::command()?
-        .config("capture:\n  bytes: 16384\n")
-        .start()?;
+    let agent = Agent::start()?;
     let nginx = Server::nginx(NginxOptions::default())?;
     for (server, targets) in [
         (&nginx, [("/return", "/return"), ("/teapot", "/teapot")]),
