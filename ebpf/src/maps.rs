@@ -23,11 +23,10 @@ static LOSSES: PerCpuArray<u64, { LossReason::COUNT as usize }> = PerCpuArray::n
 #[btf_map]
 pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 
-/// What `sock_send_length` or `sock_recv_length` told of the call that this thread is in, by
-/// thread. An entry lives from there to `sys_exit`, so that it takes one for each CPU and each
-/// thread that the scheduler took off in between.
+/// What `sock_send_length` or `sock_recv_length` told of the call that a thread is in, by thread.
+/// An entry stays until its thread ends: to insert and remove one a call took twice as long.
 #[btf_map]
-pub static MARKS: HashMap<u32, Mark, 16384> = HashMap::new();
+pub static MARKS: HashMap<u32, Mark, 32768> = HashMap::new();
 
 /// A call that moved bytes through a socket and has not returned yet.
 #[repr(C)]
@@ -35,14 +34,34 @@ pub static MARKS: HashMap<u32, Mark, 16384> = HashMap::new();
 pub struct Mark {
     /// Address of the `struct sock`.
     pub socket: u64,
-    /// Bytes moved so far in this call.
+    /// Bytes moved so far in this call; 0 outside of calls.
     pub bytes: u64,
     /// When the last of them were.
     pub time_ns: u64,
     /// `MSG_*` flags of the call, where the kernel told them.
     pub flags: u32,
     /// An `ebpf_common::connection::Direction`.
-    pub direction: u32,
+    pub direction: u16,
+    /// The socket's address family.
+    pub family: u16,
+}
+
+/// The mark of a thread; `None` where there is no room for one more.
+#[inline(always)]
+pub fn mark_of(tid: u32) -> Option<*mut Mark> {
+    if let Some(mark) = MARKS.get_ptr_mut(tid) {
+        return Some(mark);
+    }
+    let none = Mark {
+        socket: 0,
+        bytes: 0,
+        time_ns: 0,
+        flags: 0,
+        direction: 0,
+        family: 0,
+    };
+    let _ = MARKS.insert(tid, none, 0);
+    MARKS.get_ptr_mut(tid)
 }
 
 /// A [`SocketData`] record under construction: far larger than the 512 bytes of stack. Twice the

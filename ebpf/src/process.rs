@@ -1,6 +1,7 @@
 //! Processes that start and end: `sched_process_exec`, `sched_process_exit`.
 
 use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
     btf_maps::PerCpuArray,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user_buf,
@@ -16,7 +17,7 @@ use ebpf_common::{
 
 use crate::{
     kernel::read,
-    maps::{PROCESS_RING, config, count_loss},
+    maps::{MARKS, PROCESS_RING, config, count_loss},
 };
 
 /// An exec record under construction; too large for the 512 bytes of stack.
@@ -72,6 +73,7 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// `sched_process_exit(task, …)`: told for each thread; the last one ends the process.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let _ = MARKS.remove(bpf_get_current_pid_tgid() as u32);
     let task: u64 = ctx.arg(0);
     let offsets = &config().offsets;
     let signal: u64 = read(task, offsets.task_signal);
@@ -93,7 +95,7 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Copies a record into the process ring and wakes its reader.
+/// Copies a record into the process ring, whose readers poll.
 #[inline(always)]
 fn send(record: *const u8, len: usize) {
     // SAFETY: `len` bytes at `record` belong to the caller's scratch or stack.
@@ -102,7 +104,7 @@ fn send(record: *const u8, len: usize) {
             (&raw const PROCESS_RING).cast_mut().cast(),
             record.cast_mut().cast(),
             len as u64,
-            0,
+            u64::from(BPF_RB_NO_WAKEUP),
         )
     };
     if sent != 0 {

@@ -1,40 +1,29 @@
 //! Sending records to the ring that a connection belongs to.
 
-use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{bpf_ringbuf_output, bpf_ringbuf_query},
-};
+use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, helpers::bpf_ringbuf_output};
 use ebpf_common::loss::LossReason;
 
 use crate::maps::{
     SOCKET_RING_0, SOCKET_RING_1, SOCKET_RING_2, SOCKET_RING_3, SOCKET_RING_4, SOCKET_RING_5,
-    SOCKET_RING_6, SOCKET_RING_7, config, count_loss,
+    SOCKET_RING_6, SOCKET_RING_7, count_loss,
 };
-
-/// Records of this many bytes wake the worker; more than two of the largest, so that none jumps
-/// over the window.
-const WAKEUP_WINDOW: u64 = 40 * 1024;
 
 /// Copies `len` bytes at `record` into ring number `ring`; a full ring is a counted loss.
 ///
-/// Workers poll on a timer. Records wake their worker only while the ring fills past
-/// `wakeup_bytes`: a wake-up costs the observed thread more than the record itself, and a worker
-/// that is behind is awake.
+/// No record wakes its worker: workers poll, more often the more there is. To ask how full the ring
+/// is cost the observed thread as much as to copy the record, a wake-up several times that.
 #[inline(always)]
 pub fn send(ring: u8, record: *const u8, len: usize) {
     macro_rules! output {
         ($map:ident) => {
             // SAFETY: the map is a ring buffer, and `len` bytes at `record` are the caller's own.
             unsafe {
-                let map = (&raw const $map).cast_mut().cast();
-                let filled = bpf_ringbuf_query(map, u64::from(BPF_RB_AVAIL_DATA));
-                let wakeup = u64::from(config().wakeup_bytes);
-                let flags = if filled >= wakeup && filled < wakeup + WAKEUP_WINDOW {
-                    BPF_RB_FORCE_WAKEUP
-                } else {
-                    BPF_RB_NO_WAKEUP
-                };
-                bpf_ringbuf_output(map, record.cast_mut().cast(), len as u64, u64::from(flags))
+                bpf_ringbuf_output(
+                    (&raw const $map).cast_mut().cast(),
+                    record.cast_mut().cast(),
+                    len as u64,
+                    u64::from(BPF_RB_NO_WAKEUP),
+                )
             }
         };
     }

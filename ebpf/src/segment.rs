@@ -58,15 +58,9 @@ pub fn handle(segment: &Segment) {
         (state.cursors[1], state.cursors[0], state.budget_bytes[1])
     };
     let turned = state.last_direction != direction;
-    let beginning = detect::beginning(buffer.first_word());
-    if turned || beginning == Beginning::Message {
+    // Within a run, only a look at the first bytes tells whether another message begins.
+    if turned || detect::beginning(buffer.first_word()) == Beginning::Message {
         budget = config().capture_bytes;
-    }
-    if turned {
-        state.last_direction = direction;
-        if !note_beginning(state, beginning) {
-            return;
-        }
     }
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
     let mut want = MAX_CAPTURE_BYTES;
@@ -77,7 +71,19 @@ pub fn handle(segment: &Segment) {
         want = len as u32;
     }
     let want = Scratch::forget(scratch, u64::from(want)) as u32;
+    // SAFETY: this CPU's scratch; preemption is off in tracing programs.
+    let first_word = unsafe { (&raw mut (*scratch).bytes).cast::<u64>() };
+    // SAFETY: as above. What an earlier record left must not be taken for this one's beginning.
+    unsafe { first_word.write_volatile(0) };
     let captured = buffer.capture(len, want, scratch);
+    if turned {
+        state.last_direction = direction;
+        // SAFETY: as above.
+        let beginning = detect::beginning(unsafe { first_word.read_volatile() });
+        if !note_beginning(state, beginning) {
+            return;
+        }
+    }
     // SAFETY: this CPU's scratch; preemption is off in tracing programs.
     let header = unsafe { &mut (*scratch).header };
     *header = SocketData {

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use ebpf_common::{
-    connection::{CloseReason, Direction, closed, family, protocol_state},
+    connection::{CloseReason, Direction, closed},
     loss::LossReason,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     buffer::{UserBuffer, buffer_of, direction_of},
     connection::{end, get_or_open, tell_closed},
     kernel::{RECEIVE_SHUTDOWN, SHUTDOWN_MASK, is_followed, load, shutdown},
-    maps::{CONNECTIONS, MARKS, Mark, config, count_loss},
+    maps::{CONNECTIONS, MARKS, config, count_loss, mark_of},
     segment::{Segment, handle},
     walk,
 };
@@ -70,54 +70,29 @@ fn mark(sock: u64, moved: i32, flags: u32, direction: Direction) {
         }
         return;
     }
-    if let Some(state) = CONNECTIONS.get_ptr_mut(sock) {
-        // SAFETY: the map's own element, checked for null above.
-        let state = unsafe { &*state };
-        // A Unix socket's address may have a new owner, so that nothing is concluded from it.
-        if family != family::UNIX && is_ignored(state.protocol) {
-            return;
-        }
-    }
+    let Some(mark) = mark_of(thread as u32) else {
+        count_loss(LossReason::MarksFull);
+        return;
+    };
+    // SAFETY: the map's own element, which only this thread uses.
+    let mark = unsafe { &mut *mark };
     // SAFETY: no arguments.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
-    let tid = thread as u32;
-    let direction = direction as u32;
-    if let Some(earlier) = MARKS.get_ptr_mut(tid) {
-        // SAFETY: only this thread uses its mark.
-        let earlier = unsafe { &mut *earlier };
-        if earlier.socket == sock && earlier.direction == direction {
+    mark.time_ns = unsafe { bpf_ktime_get_ns() };
+    let direction = direction as u16;
+    if mark.bytes != 0 {
+        if mark.socket == sock && mark.direction == direction {
             // sendmmsg, sendfile and the like move bytes more than once a call.
-            earlier.bytes += moved as u64;
-            earlier.time_ns = time_ns;
+            mark.bytes += moved as u64;
             return;
         }
         // io_uring and kernel users of sockets never reach a `sys_exit` that reads their buffers.
         count_loss(LossReason::NoSyscall);
-        *earlier = Mark {
-            socket: sock,
-            bytes: moved as u64,
-            time_ns,
-            flags,
-            direction,
-        };
-        return;
     }
-    let mark = Mark {
-        socket: sock,
-        bytes: moved as u64,
-        time_ns,
-        flags,
-        direction,
-    };
-    if MARKS.insert(tid, mark, 0).is_err() {
-        count_loss(LossReason::MarksFull);
-    }
-}
-
-/// Whether a connection's bytes are of no interest any more.
-#[inline(always)]
-const fn is_ignored(protocol: u8) -> bool {
-    matches!(protocol, protocol_state::OTHER | protocol_state::TLS)
+    mark.socket = sock;
+    mark.bytes = moved as u64;
+    mark.flags = flags;
+    mark.direction = direction;
+    mark.family = family;
 }
 
 /// A read came back without bytes: the end of the stream, or of the connection.
@@ -167,29 +142,30 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         walk::handle_exit(regs, syscall, ctx.arg(1));
         return 0;
     }
-    let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(mark) = MARKS.get_ptr_mut(tid) else {
+    let Some(slot) = MARKS.get_ptr_mut(bpf_get_current_pid_tgid() as u32) else {
         return 0;
     };
-    // SAFETY: only this thread uses its mark, and it is copied before it goes.
-    let mark = unsafe { *mark };
-    let _ = MARKS.remove(tid);
+    // SAFETY: the map's own element, which only this thread uses.
+    let mark = unsafe { *slot };
+    if mark.bytes == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    unsafe { (*slot).bytes = 0 };
     let buffer = if mark.flags & DISCARDED != 0 {
         UserBuffer::NONE
-    } else if direction as u32 != mark.direction && syscall != config.syscalls.splice {
+    } else if direction as u16 != mark.direction && syscall != config.syscalls.splice {
         count_loss(LossReason::UnknownSyscall);
         UserBuffer::NONE
     } else {
         buffer_of(regs, syscall)
     };
-    let direction = if mark.direction == Direction::Egress as u32 {
+    let direction = if mark.direction == Direction::Egress as u16 {
         Direction::Egress
     } else {
         Direction::Ingress
     };
-    // SAFETY: a kernel address that was a `struct sock` moments ago; reads are checked.
-    let family = crate::kernel::read::<u16>(mark.socket, config.offsets.sock_family);
-    if let Some(state) = get_or_open(mark.socket, family) {
+    if let Some(state) = get_or_open(mark.socket, mark.family) {
         handle(&Segment {
             socket: mark.socket,
             state,

@@ -185,7 +185,6 @@ fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, use_marks: boo
         agent_pid: std::process::id(),
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
         rings,
-        wakeup_bytes: options.ring_bytes / 4,
         use_marks: u32::from(use_marks),
     }
 }

@@ -1,7 +1,4 @@
-//! Draining a ring: wait a little, then hand every record to a closure.
-
-use std::os::fd::AsRawFd;
-use std::time::Duration;
+//! Draining a ring: hand every record to a closure.
 
 use aya::maps::{MapData, MapError, RingBuf};
 use aya::{Ebpf, maps::Map};
@@ -49,19 +46,6 @@ impl Ring {
             source,
         })?;
         Ok(Self { ring })
-    }
-
-    /// Blocks until the kernel wakes the reader or `timeout` has passed.
-    pub fn wait(&self, timeout: Duration) {
-        let mut poll = libc::pollfd {
-            fd: self.ring.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid descriptor that outlives the call. Whatever it returns, the ring is
-        // drained next, so that the result does not matter.
-        unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };
     }
 
     /// Hands at most `limit` waiting records to `handle`; returns how many there were.

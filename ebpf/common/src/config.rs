@@ -124,8 +124,6 @@ pub struct Config {
     pub capture_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
-    /// Ring fill, bytes, from which a record wakes its worker at once.
-    pub wakeup_bytes: u32,
     /// 1: `sock_send_length` and `sock_recv_length` mark the thread (6.3+). 0: walk from the
     /// descriptor to the socket.
     pub use_marks: u32,
