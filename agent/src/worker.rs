@@ -10,11 +10,11 @@ use crate::sink::Sink;
 use crate::tracker::{Shared, Tracker};
 
 /// How long a worker sleeps, by how many records it found when it last woke: the kernel side never
-/// wakes it. A ring of the default size takes some 14,000 records of common exchanges.
+/// wakes it. A ring of the default size takes some 7,000 records of common exchanges.
 const fn rest(records: usize) -> Duration {
     match records {
-        0..256 => Duration::from_millis(20),
-        256..2048 => Duration::from_millis(5),
+        0..128 => Duration::from_millis(10),
+        128..1024 => Duration::from_millis(4),
         _ => Duration::from_millis(1),
     }
 }

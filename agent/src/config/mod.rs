@@ -291,7 +291,7 @@ impl Default for CaptureConfig {
         Self {
             bytes: 4096,
             rings: 0,
-            ring_bytes: 4 * 1024 * 1024,
+            ring_bytes: 2 * 1024 * 1024,
             max_connections: 65_536,
         }
     }

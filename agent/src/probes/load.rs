@@ -122,8 +122,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
     let rings = match options.rings {
-        // One worker for two CPUs: a worker takes a tenth of what the traffic itself does.
-        0 => (cpus / 2).clamp(1, MAX_RINGS),
+        // One a CPU, so that CPUs do not wait for each other.
+        0 => cpus.clamp(1, MAX_RINGS),
         rings => rings.min(MAX_RINGS),
     };
     let config = constants(options, offsets, rings, use_marks);
