@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aya::sys::{Stats, enable_stats};
 use prometheus::Registry;
 use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,9 +99,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // The kernel side: loaded now, attached once its rings are drained.
     start::mount_filesystems();
     let mut loaded = load(&start::load_options(&config))?;
-    // Counting run time costs some 20 ns an event; the descriptor keeps it on.
-    let statistics = enable_stats(Stats::RunTime)
-        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"));
+    let statistics = start::enable_program_statistics(&config);
     start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
@@ -152,7 +149,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let kernel_log = start::follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
-    start::report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
+    start::report_probes(&attach::attach(&mut loaded)?, loaded.tap, &health);
     let Loaded { ebpf, btf, .. } = loaded;
     drop(btf);
     release_memory();

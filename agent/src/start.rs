@@ -1,11 +1,13 @@
 //! The steps of the start, each by itself; `agent.rs` has their order.
 
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
 use tokio::task::JoinHandle as JoinTask;
 
@@ -14,7 +16,7 @@ use crate::config::{Config, LogLevel};
 use crate::health::{Health, Status};
 use crate::http;
 use crate::probes::attach::ProbeReport;
-use crate::probes::load::{LoadOptions, Loaded, RING_MAPS};
+use crate::probes::load::{LoadOptions, Loaded, RING_MAPS, TapVariant};
 use crate::probes::maps::KernelLosses;
 use crate::probes::mounts;
 use crate::probes::ring::Ring;
@@ -38,7 +40,7 @@ pub(crate) fn load_options(config: &Config) -> LoadOptions {
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
-        tap: config.tap.into(),
+        tap: config.tap,
         verbose: config.log.level >= LogLevel::Debug,
     }
 }
@@ -91,6 +93,17 @@ pub(crate) fn watch_kernel_losses(
             .collect()
     }));
     Ok(())
+}
+
+/// Has the kernel measure each run of a program, where that is wanted, until the descriptor is
+/// dropped.
+pub(crate) fn enable_program_statistics(config: &Config) -> Option<OwnedFd> {
+    if !config.metrics.program_statistics {
+        return None;
+    }
+    enable_stats(Stats::RunTime)
+        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"))
+        .ok()
 }
 
 /// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
@@ -181,7 +194,7 @@ pub(crate) fn profile_routes(
 }
 
 /// Logs what became of each probe and shows fallbacks as degraded health.
-pub(crate) fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
+pub(crate) fn report_probes(reports: &[ProbeReport], tap: TapVariant, health: &Health) {
     let mut reasons = Vec::new();
     for ProbeReport { probe, result } in reports {
         match result {
@@ -193,7 +206,7 @@ pub(crate) fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &H
             }
         }
     }
-    tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
+    tracing::debug!(?tap);
     let status = if reasons.is_empty() {
         Status::Healthy
     } else {

@@ -294,7 +294,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         ),
         (
             "tap: fentry",
-            "t.yaml: `tap` is `fentry`; allowed: one of auto, marks, walk",
+            "t.yaml: `tap` is `fentry`; allowed: one of auto, socket, walk",
         ),
         (
             "targets: {exclude: [{}]}",
