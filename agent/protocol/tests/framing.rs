@@ -572,6 +572,23 @@ fn false_heads_inside_bodies() {
     wire.assert_nothing_lost();
 }
 
+/// A body that goes on with what looks like a head, in a record that comes behind the answer's: by
+/// the clock, nothing had been answered yet.
+#[test]
+fn a_false_head_whose_record_comes_late() {
+    let mut wire = Wire::server();
+    let head = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = b"20\r\n";
+    wire.send(true, &[&head[..], chunk].concat(), head.len(), 0);
+    let body = b"GET /false HTTP/1.1\r\nHost: a\r\n\r\n";
+    let previous = wire.advance(true, body.len() as u64);
+    let time_ns = wire.now_ns;
+    wire.response(OK);
+    wire.show(true, previous, body, body.len(), 0, time_ns);
+    wire.close(CloseReason::Fin);
+    assert_eq!(&*wire.exchange().path, "/a");
+}
+
 #[test]
 fn connections_that_end() {
     for (reason, outcome) in [
