@@ -447,7 +447,7 @@ fn an_early_answer_stands_when_the_upload_is_cut_off() {
 #[test]
 fn bare_line_feeds_and_leading_empty_lines() {
     let mut wire = Wire::server();
-    wire.request(b"GET /a HTTP/1.1\nHost: a\n\n");
+    wire.request(b"\r\nGET /a HTTP/1.1\nHost: a\n\n");
     wire.response(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok");
     wire.request(b"\r\n\r\nGET /b HTTP/1.1\r\n\r\n");
     wire.response(OK);

@@ -67,7 +67,7 @@ const PYTHON: &[&str] = &[
 ];
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
-const ALONE: &[&str] = &["accounting"];
+const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
 const PROFILE: &[&str] = &["profile"];

@@ -135,7 +135,10 @@ impl Decoder {
 
     /// The kind of message that `bytes` begin, if this direction may carry it.
     pub(crate) fn message_at(&self, bytes: &[u8]) -> Option<Kind> {
-        match beginning(bytes) {
+        // RFC 9112, section 2.2: empty lines before a request line are ignored.
+        let blank = bytes.iter().take_while(|b| b"\r\n".contains(b)).count();
+        let skipped = if self.is_out_of_step() { blank } else { 0 };
+        match beginning(&bytes[skipped..]) {
             Beginning::Message(kind) if self.expected.is_none_or(|expected| expected == kind) => {
                 Some(kind)
             }
