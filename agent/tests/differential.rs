@@ -438,7 +438,10 @@ proptest! {
         let first_line = requests.iter().position(|byte| *byte == b'\n').unwrap_or(0) + 1;
         for (index, byte) in damage {
             let index = first_line + index.index(requests.len() - first_line);
-            requests[index] = byte;
+            // On a line that ends otherwise, recipients differ (RFC 9112, section 2.2).
+            if ![requests[index], byte].iter().any(|byte| b"\r\n".contains(byte)) {
+                requests[index] = byte;
+            }
         }
         let (by_hyper, answers) = block_on(serve_by_hyper(&plan, &requests));
         let mut wire = Wire::new();
@@ -448,9 +451,17 @@ proptest! {
         prop_assert!(exchanges.len() >= by_hyper.len(), "{:?}", exchanges);
         for (exchange, seen) in exchanges.iter().zip(&by_hyper) {
             let method = exchange.method;
-            prop_assert!(method == "_OTHER" || method == seen.method);
-            prop_assert_eq!(&*exchange.path, &*seen.path);
-            prop_assert_eq!(exchange.request_body_bytes, Some(seen.request_bytes));
+            let bytes = exchange.request_body_bytes;
+            prop_assert!(
+                (method == "_OTHER" || method == seen.method)
+                    // hyper takes a target that is no path for an authority.
+                    && (!exchange.path.starts_with('/') || *exchange.path == *seen.path)
+                    && bytes == Some(seen.request_bytes),
+                "{:?}\n{:?}\n{}",
+                exchange,
+                seen,
+                requests.escape_ascii()
+            );
         }
     }
 }
