@@ -7,8 +7,9 @@
 //! ```
 
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,10 @@ use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
+use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::Connections;
+use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
@@ -136,6 +138,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
         clusters: Clusters::new(&config.elasticsearch.endpoints),
+        older_sockets: OnceLock::new(),
+        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
@@ -150,6 +154,10 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Attach: from here on traffic is seen.
     start::report_probes(&attach::attach(&mut loaded)?, loaded.tap, &health);
+    // Whatever is not among these now has all of its bytes seen.
+    shared
+        .older_sockets
+        .get_or_init(|| OlderSockets::scan(Path::new("/proc")));
     let Loaded { ebpf, btf, .. } = loaded;
     drop(btf);
     release_memory();
