@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use aya::sys::{Stats, enable_stats};
 use prometheus::Registry;
-use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
@@ -36,6 +35,7 @@ use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
 use crate::sink::prometheus::PrometheusSink;
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
 use crate::tracker::Shared;
@@ -108,6 +108,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // Sinks.
     let prometheus = PrometheusSink::new(&registry, &start::prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
+    let slow = SlowCalls::default();
     let otlp = match start::otlp_options(&config) {
         Some(options) => Some(OtlpSink::start(
             options,
@@ -118,8 +119,11 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         None => None,
     };
     let sinks = || {
-        let mut sinks: Vec<Box<dyn Sink>> =
-            vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![
+            Box::new(prometheus.worker()),
+            Box::new(summary.worker()),
+            Box::new(slow.worker()),
+        ];
         sinks.extend(
             otlp.iter()
                 .map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>),
@@ -142,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
-        limits: Limits::default(),
+        limits: start::limits(&config),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
@@ -175,6 +179,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         registry,
         health: health.clone(),
         summary,
+        slow,
         targets,
         host_name,
     };

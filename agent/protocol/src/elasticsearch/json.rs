@@ -71,6 +71,25 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Reads an array. `element` gets the scanner at each element, which it must read or
+    /// [`skip`](Self::skip) whole.
+    pub(super) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        self.expect(b'[')?;
+        self.skip_whitespace();
+        if self.take(b']') {
+            return Some(());
+        }
+        loop {
+            self.skip_whitespace();
+            element(self)?;
+            self.skip_whitespace();
+            if self.take(b']') {
+                return Some(());
+            }
+            self.expect(b',')?;
+        }
+    }
+
     /// A string's bytes between the quotes, escapes not undone.
     pub(super) fn raw_string(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
