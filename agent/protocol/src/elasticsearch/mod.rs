@@ -38,7 +38,7 @@ use body::Text;
 use path::Target;
 
 /// Operations whose answers say `took` (and `timed_out`, where they can time out) at their top.
-const WITH_TOOK: [&str; 19] = [
+const WITH_TOOK: [&str; 24] = [
     "async_search.get",
     "async_search.submit",
     "asynchronous_search.get",
@@ -46,10 +46,14 @@ const WITH_TOOK: [&str; 19] = [
     "delete_by_query",
     "eql.get",
     "eql.search",
+    "esql.async_query",
+    "esql.async_query_get",
+    "esql.query",
     "fleet.msearch",
     "fleet.search",
     "graph.explore",
     "knn_search",
+    "monitoring.bulk",
     "msearch",
     "msearch_template",
     "reindex",
@@ -57,6 +61,7 @@ const WITH_TOOK: [&str; 19] = [
     "scroll",
     "search",
     "search_template",
+    "termvectors",
     "update_by_query",
 ];
 
@@ -217,7 +222,7 @@ pub fn observe(
         .map(|text| Answer::scan(&text.bytes))
         .unwrap_or_default();
     let product = product_of(&place, response, known, &answer)?;
-    let place = place.settled(response, &answer)?;
+    let place = place.settled(response, known, &answer)?;
 
     let operation = place.target.as_ref().map(Target::operation);
     let target = place.target;
@@ -342,13 +347,22 @@ impl<'a> Place<'a> {
     }
 
     /// Takes back what the answer does not bear out; `None` where it is no call at all.
-    fn settled(mut self, response: &Response<'_>, answer: &Answer<'_>) -> Option<Self> {
+    fn settled(
+        mut self,
+        response: &Response<'_>,
+        known: Option<&Cluster>,
+        answer: &Answer<'_>,
+    ) -> Option<Self> {
         if answer.has_error_text {
             let has_type = |target: &Target<'_>| target.endpoint.has_type();
             self.target = self.target.filter(|target| !has_type(target));
         }
         let is_told = response.product.is_some() || self.is_known;
-        let is_call = is_told || path::has_api_form(self.path) || self.target.is_some();
+        // The name of an index alone could be a page of another service behind the same proxy.
+        let is_index = self.target.is_some()
+            && known.is_none_or(|known| known.prefixes.is_empty())
+            && (response.status.is_none() || body::is_json(response.content_type));
+        let is_call = is_told || path::has_api_form(self.path) || is_index;
         is_call.then_some(self)
     }
 }

@@ -284,6 +284,17 @@ fn paths_behind_a_proxy_are_understood() {
     let unknown = at("/es/users/1", &known).expect("all behind the prefix is the cluster's");
     assert_eq!(unknown.1, None);
     assert_eq!(at("/users/1", &known), None, "another service's, perhaps");
+    assert_eq!(at("/users", &known), None, "another service's, perhaps");
+    known.prefixes = [].into();
+    let get = |content_type| {
+        let response = Response {
+            content_type: Some(content_type),
+            ..response(200, b"{}")
+        };
+        observe(&request("GET", "/users"), &response, Some(&known), 0)
+    };
+    assert_eq!(get(b"text/html"), None, "a page, perhaps");
+    assert!(get(JSON).is_some(), "an index");
     let refused = observe(
         &request("GET", "/es/_cluster/health"),
         &response(400, b"{}"),
