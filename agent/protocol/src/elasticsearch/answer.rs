@@ -118,8 +118,8 @@ impl<'a> Answer<'a> {
             (b"items", Kind::Array) => {
                 // Seen by its beginning: most of it may not be captured.
                 self.has_items = true;
-                let items = &mut self.items;
-                value.array(|item| items.read_item(item))?;
+                let (items, errors) = (&mut self.items, self.errors);
+                value.array(|item| items.read_item(item, errors))?;
                 self.items_whole = true;
             }
             (b"responses", Kind::Array) => {

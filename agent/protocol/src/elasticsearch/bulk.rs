@@ -57,11 +57,17 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Reads one item of an answer: `{"index":{…,"status":201}}`.
-    pub(super) fn read_item(&mut self, item: &mut Scanner<'_>) -> Option<()> {
+    /// Reads one item of an answer: `{"index":{…,"status":201}}`. Where `errors` has said that there
+    /// are none, the status needs no reading.
+    pub(super) fn read_item(&mut self, item: &mut Scanner<'_>, errors: Option<bool>) -> Option<()> {
+        const OK: u64 = 200;
         let mut read = None;
         item.object(|value, action| {
             let (action, mut status) = (named(action), None);
+            if errors == Some(false) {
+                read = action.map(|action| (action, OK));
+                return value.skip();
+            }
             value.object(|value, key| {
                 if key == b"status" && value.peek()? == Kind::Number {
                     status = super::answer::number(value.word()?);

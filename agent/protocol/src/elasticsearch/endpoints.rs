@@ -4,6 +4,7 @@
 
 use std::sync::LazyLock;
 
+use super::operations::Reading;
 use super::path::is_index_expression;
 
 /// Operation, methods (joined by commas) and path template, a line each.
@@ -14,6 +15,8 @@ const TABLE: &str = include_str!("../../endpoints/endpoints.txt");
 pub(super) struct Endpoint {
     /// Id of the operation.
     pub(super) operation: &'static str,
+    /// What its answer tells.
+    pub(super) reading: Reading,
     methods: &'static str,
     /// Path template; parameters are whole segments, in braces.
     pub(super) template: &'static str,
@@ -67,12 +70,14 @@ struct Node {
 }
 
 /// The lines of the table. One that is none (a test has it that there are none) is left out.
-fn lines() -> impl Iterator<Item = Endpoint> {
+pub(super) fn lines() -> impl Iterator<Item = Endpoint> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
     lines.filter_map(|line| {
         let mut fields = line.split(' ');
+        let operation = fields.next()?;
         let endpoint = Endpoint {
-            operation: fields.next()?,
+            operation,
+            reading: Reading::of(operation),
             methods: fields.next()?,
             template: fields.next().filter(|path| path.starts_with('/'))?,
         };

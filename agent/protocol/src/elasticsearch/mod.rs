@@ -24,6 +24,7 @@ mod body;
 mod bulk;
 mod endpoints;
 mod json;
+mod operations;
 mod path;
 mod query;
 #[cfg(test)]
@@ -35,70 +36,8 @@ use crate::observation::{BulkOutcome, ElasticsearchCall, SearchProduct, Unknown}
 
 use answer::Answer;
 use body::Text;
+use operations::Reading;
 use path::Target;
-
-/// Operations whose answers say `took` (and `timed_out`, where they can time out) at their top.
-const WITH_TOOK: [&str; 24] = [
-    "async_search.get",
-    "async_search.submit",
-    "asynchronous_search.get",
-    "asynchronous_search.search",
-    "delete_by_query",
-    "eql.get",
-    "eql.search",
-    "esql.async_query",
-    "esql.async_query_get",
-    "esql.query",
-    "fleet.msearch",
-    "fleet.search",
-    "graph.explore",
-    "knn_search",
-    "monitoring.bulk",
-    "msearch",
-    "msearch_template",
-    "reindex",
-    "rollup.rollup_search",
-    "scroll",
-    "search",
-    "search_template",
-    "termvectors",
-    "update_by_query",
-];
-
-/// Operations whose answers say `_shards` at their top, beside those that say `took`.
-const WITH_SHARDS: [&str; 10] = [
-    "count",
-    "create",
-    "delete",
-    "index",
-    "indices.clear_cache",
-    "indices.flush",
-    "indices.forcemerge",
-    "indices.refresh",
-    "indices.validate_query",
-    "update",
-];
-
-/// Operations whose requests are queries.
-const WITH_QUERY: [&str; 17] = [
-    "async_search.submit",
-    "asynchronous_search.search",
-    "count",
-    "delete_by_query",
-    "eql.search",
-    "esql.async_query",
-    "esql.query",
-    "explain",
-    "fleet.search",
-    "knn_search",
-    "msearch",
-    "ppl.query",
-    "search",
-    "search_template",
-    "sql.query",
-    "terms_enum",
-    "update_by_query",
-];
 
 /// What is known of an endpoint from earlier calls or from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,12 +163,11 @@ pub fn observe(
     let product = product_of(&place, response, known, &answer)?;
     let place = place.settled(response, known, &answer)?;
 
-    let operation = place.target.as_ref().map(Target::operation);
     let target = place.target;
     let mut call = ElasticsearchCall {
         product,
         prefix: place.prefix.into(),
-        operation,
+        operation: target.as_ref().map(Target::operation),
         collection: target.map(|target| target.collection()).unwrap_or_default(),
         took_ms: None,
         timed_out: None,
@@ -246,7 +184,7 @@ pub fn observe(
     if response.status.is_some_and(|status| status >= 400) {
         call.error_type = answer.error_type();
     }
-    let Some(operation) = operation else {
+    let Some(endpoint) = target.map(|target| target.endpoint) else {
         return Some(call);
     };
     let answered = Answered {
@@ -254,33 +192,33 @@ pub fn observe(
         text: text.as_ref(),
         status: response.status,
     };
-    // Each member is read where the API has it: elsewhere it might be part of somebody's document.
-    match operation {
-        "bulk" => read_bulk(&mut call, request, &answered),
-        "msearch" | "msearch_template" | "fleet.msearch" => {
+    match endpoint.reading {
+        Reading::Bulk => read_bulk(&mut call, request, &answered),
+        Reading::Searches => {
             read_took(&mut call, &answered, response);
             call.batch_size = answer
                 .responses
                 .or_else(|| bulk::count_searches(&whole_request(request)?.bytes));
         }
-        "cluster.health" => {
+        Reading::Health => {
             call.timed_out = answer.timed_out;
             // Asked for some indices, the status is theirs, not the cluster's.
-            if call.collection.is_empty() && answer.took_ms.is_none() {
+            if call.collection.is_empty() {
                 let report = answer.cluster();
                 call.cluster = report.health.is_some().then(|| Box::new(report));
             }
         }
-        _ if WITH_TOOK.contains(&operation) => {
+        Reading::Took => {
             read_took(&mut call, &answered, response);
             call.timed_out = answer.timed_out;
             call.shards = answer.shards;
             call.hits = answer.hits;
         }
-        _ if WITH_SHARDS.contains(&operation) => call.shards = answer.shards,
-        _ => {}
+        Reading::Shards => call.shards = answer.shards,
+        Reading::Nothing => {}
     }
-    if query_bytes > 0 && WITH_QUERY.contains(&operation) && body::is_json(request.content_type) {
+    let is_wanted = query_bytes > 0 && operations::is_query(endpoint.operation);
+    if is_wanted && body::is_json(request.content_type) {
         let text = body::decoded(
             request.content_encoding,
             request.body,
