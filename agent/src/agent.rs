@@ -14,7 +14,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
-use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
@@ -37,6 +36,7 @@ use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
 use crate::sink::prometheus::PrometheusSink;
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
 use crate::tracker::Shared;
@@ -107,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // Sinks.
     let prometheus = PrometheusSink::new(&registry, &start::prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
+    let slow = SlowCalls::default();
     let otlp = match start::otlp_options(&config) {
         Some(options) => Some(OtlpSink::start(
             options,
@@ -117,8 +118,11 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         None => None,
     };
     let sinks = || {
-        let mut sinks: Vec<Box<dyn Sink>> =
-            vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![
+            Box::new(prometheus.worker()),
+            Box::new(summary.worker()),
+            Box::new(slow.worker()),
+        ];
         sinks.extend(
             otlp.iter()
                 .map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>),
@@ -143,7 +147,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
-        limits: Limits::default(),
+        limits: start::limits(&config),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
@@ -180,6 +184,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         registry,
         health: health.clone(),
         summary,
+        slow,
         targets,
         host_name,
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
+use protocol::Limits;
 use tokio::task::JoinHandle as JoinTask;
 
 use crate::agent::AgentError;
@@ -30,6 +31,9 @@ use crate::sink::prometheus::PrometheusOptions;
 use crate::tracker::Shared;
 use crate::worker::Worker;
 
+/// Bytes of a query's masked text that are kept, where it is asked for.
+const QUERY_TEXT_BYTES: usize = 1024;
+
 /// How often the kernel side's log is read.
 const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -42,6 +46,18 @@ pub(crate) fn load_options(config: &Config) -> LoadOptions {
         max_connections: config.capture.max_connections,
         tap: config.tap,
         verbose: config.log.level >= LogLevel::Debug,
+    }
+}
+
+/// Bounds of one connection.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits {
+        query_text_bytes: if config.elasticsearch.query_text {
+            QUERY_TEXT_BYTES
+        } else {
+            0
+        },
+        ..Limits::default()
     }
 }
 

@@ -305,9 +305,11 @@ impl Default for CaptureConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ElasticsearchConfig {
     /// `host:port` of servers known to be one, so that their calls are recognized before the
-    /// first answer with a product header. The host is an address, or a name as clients send it
-    /// in `Host`.
+    /// first answer with a product header; `host:port/prefix` where a proxy has the API behind a
+    /// path. The host is an address or a name that resolves.
     pub endpoints: Vec<String>,
+    /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
+    pub query_text: bool,
 }
 
 /// CPU profiles asked for over HTTP.

@@ -10,6 +10,7 @@ mod profile_fixture;
 pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod slow;
 pub mod speedscope;
 pub mod summary;
 
