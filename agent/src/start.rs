@@ -20,7 +20,7 @@ use crate::probes::mounts;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::Profiler;
+use crate::profiler::{Continuous, Profiler};
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::OtlpOptions;
@@ -161,7 +161,8 @@ pub(crate) fn profile_routes(
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
             let samples = metrics.profile_samples.clone();
-            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
+            let continuous = continuous(config, metrics);
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples), continuous)
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
             Ok(http::profile::router(
                 Some(profiler),
@@ -178,6 +179,18 @@ pub(crate) fn profile_routes(
             Ok(http::profile::router(None, config.profile.clone()))
         }
     }
+}
+
+/// What the configuration says of continuous profiling; `None` where it is off.
+fn continuous(config: &Config, metrics: &SelfMetrics) -> Option<Continuous> {
+    let continuous = &config.profile.continuous;
+    (continuous.hz > 0).then(|| Continuous {
+        hz: continuous.hz,
+        window: continuous.window,
+        retention: continuous.retention,
+        max_bytes: continuous.max_bytes as usize,
+        dropped: metrics.losses.counter("profiler", "history_full"),
+    })
 }
 
 /// Logs what became of each probe and shows fallbacks as degraded health.

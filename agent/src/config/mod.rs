@@ -43,7 +43,7 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Elasticsearch and OpenSearch.
     pub elasticsearch: ElasticsearchConfig,
-    /// CPU profiles asked for over HTTP.
+    /// CPU profiles.
     pub profile: ProfileConfig,
 }
 
@@ -307,7 +307,7 @@ pub struct ElasticsearchConfig {
     pub endpoints: Vec<String>,
 }
 
-/// CPU profiles asked for over HTTP.
+/// CPU profiles: what a request may ask for, and what is taken without being asked.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProfileConfig {
@@ -316,6 +316,8 @@ pub struct ProfileConfig {
     pub max_duration: Duration,
     /// Highest sampling rate that a request may ask for, a CPU and second.
     pub max_hz: u32,
+    /// Continuous profiling.
+    pub continuous: ContinuousConfig,
 }
 
 impl Default for ProfileConfig {
@@ -323,6 +325,35 @@ impl Default for ProfileConfig {
         Self {
             max_duration: Duration::from_secs(120),
             max_hz: MAX_HZ,
+            continuous: ContinuousConfig::default(),
+        }
+    }
+}
+
+/// Continuous profiling of everything that runs, kept in memory.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContinuousConfig {
+    /// Samples a second and CPU; 0 switches it off.
+    pub hz: u32,
+    /// Length of a window: how finely a range of time can be asked for.
+    #[serde(with = "units::duration")]
+    pub window: Duration,
+    /// How long windows are kept.
+    #[serde(with = "units::duration")]
+    pub retention: Duration,
+    /// Memory that they may take, bytes; beyond, the oldest goes before its time.
+    #[serde(with = "units::bytes")]
+    pub max_bytes: u32,
+}
+
+impl Default for ContinuousConfig {
+    fn default() -> Self {
+        Self {
+            hz: 19,
+            window: Duration::from_secs(10),
+            retention: Duration::from_secs(3600),
+            max_bytes: 16 * 1024 * 1024,
         }
     }
 }

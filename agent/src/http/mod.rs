@@ -23,6 +23,7 @@ use targets::TargetView;
 
 mod page;
 pub mod profile;
+mod query;
 mod serve;
 mod targets;
 
@@ -40,8 +41,10 @@ GET /healthz                 the agent is alive
 GET /readyz                  probes are attached and rings are drained
 GET /health/detailed         JSON: each part of the agent
 GET /targets                 JSON: each watched process
-GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|service=|container=
+GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|tid=|service=|container=|cgroup=&thread=,
+                             or of what is kept: ?from=now-5m&to=now&…
 GET /debug/pprof/flamegraph  the same drawn: &format=svg|folded|speedscope
+GET /debug/pprof/diff        two of what is kept: ?service=&from=&to=&base_service=&base_from=&base_to=
 ";
 
 /// Lists the watched processes.

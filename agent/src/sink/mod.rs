@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod flamegraph;
+pub mod flamegraph_diff;
 pub mod otlp;
 pub mod pprof;
 #[cfg(test)]

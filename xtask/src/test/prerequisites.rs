@@ -67,7 +67,7 @@ const PYTHON: &[&str] = &[
 ];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
-const PROFILE: &[&str] = &["profile"];
+const PROFILE: &[&str] = &["profile", "profile_serving"];
 
 const fn program(
     name: &'static str,
