@@ -21,6 +21,7 @@ use crate::process::Target;
 use crate::sink::summary::Summary;
 use targets::TargetView;
 
+mod flame_page;
 mod page;
 pub mod profile;
 mod query;
@@ -36,6 +37,7 @@ const MAX_SCRAPES: usize = 4;
 /// What there is, for those who ask for something that there is not.
 const ENDPOINTS: &str = "\
 GET /                        services, Elasticsearch calls, flamegraphs: a page for people
+GET /flamegraph              a flamegraph to look into: ?service=&from=now-5m, or &seconds=5
 GET /metrics                 Prometheus text format (also /metrics/prometheus)
 GET /healthz                 the agent is alive
 GET /readyz                  probes are attached and rings are drained

@@ -1,4 +1,5 @@
-//! `GET /debug/pprof/profile`, `/debug/pprof/flamegraph` and `/debug/pprof/diff`.
+//! `GET /debug/pprof/profile`, `/debug/pprof/flamegraph`, `/debug/pprof/diff`, and the page at
+//! `/flamegraph`.
 //!
 //! The paths and parameters are those of Go's `net/http/pprof`, so that its tools can be pointed
 //! here: `go tool pprof 'http://127.0.0.1:9464/debug/pprof/profile?service=shop&seconds=10'`.
@@ -14,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use profile::Profile;
 
+use super::flame_page;
 use super::query::{ALLOWED, Asked, check_limits};
 use crate::config::ProfileConfig;
 use crate::profiler::{ProfileError, ProfileRequest, Profiler};
@@ -34,6 +36,9 @@ pub fn router(profiler: Option<Profiler>, limits: ProfileConfig) -> Router {
         .route("/debug/pprof/profile", get(profile))
         .route("/debug/pprof/flamegraph", get(flamegraph))
         .route("/debug/pprof/diff", get(diff))
+        .route("/flamegraph", get(look_into))
+        .route("/flamegraph.css", get(flame_page::style))
+        .route("/flamegraph.js", get(flame_page::script))
         .with_state(Profiling { profiler, limits })
 }
 
@@ -64,6 +69,43 @@ async fn flamegraph(State(profiling): State<Profiling>, Query(query): Parameters
 async fn diff(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
     let answer = difference(&profiling, &query).await;
     answer.unwrap_or_else(identity)
+}
+
+async fn look_into(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+    let page = page(&profiling, &query).await;
+    page.unwrap_or_else(identity)
+}
+
+/// Takes the profile and makes a page of it. Where no time is said, that is the last minutes of
+/// what is kept, or the next seconds where nothing is.
+async fn page(profiling: &Profiling, query: &[(String, String)]) -> Result<Response, Response> {
+    let now = SystemTime::now();
+    let mut query = query.to_vec();
+    let of_time = ["from", "to", "seconds", "hz"];
+    if !query.iter().any(|(key, _)| of_time.contains(&key.as_str())) {
+        let (key, value) = if profiling.limits.continuous.hz > 0 {
+            ("from", "now-5m")
+        } else {
+            ("seconds", "5")
+        };
+        query.push((key.to_owned(), value.to_owned()));
+    }
+    let mut asked = Asked::default();
+    for (key, value) in &query {
+        if !asked.take(key, value, now).map_err(bad_request)? {
+            return Err(unknown(key, ALLOWED));
+        }
+    }
+    let request = asked.request(now).map_err(bad_request)?;
+    let profile = profiling.collect(request.clone()).await?;
+    let page = move || flame_page::page(&profile, &request, &query);
+    let made = tokio::task::spawn_blocking(page).await;
+    made.map_err(|_| {
+        refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the page could not be made",
+        )
+    })
 }
 
 /// Takes the profile and encodes it in one of `formats`, the first of which is the default.
