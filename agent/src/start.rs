@@ -21,6 +21,7 @@ use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::profiler::{Continuous, Profiler};
+use crate::push::Push;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::OtlpOptions;
@@ -149,14 +150,16 @@ fn guard(index: usize, health: &Health, work: impl FnOnce()) {
     }
 }
 
-/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
+/// The profiler behind its endpoints, and what sends its profiles to others; neither of them where
+/// this kernel does not let it sample.
 pub(crate) fn profile_routes(
     loaded: &mut Loaded,
     config: &Config,
     processes: &Arc<ProcessTable>,
     metrics: &SelfMetrics,
     health: &Health,
-) -> Result<Router, AgentError> {
+    host_name: &Arc<str>,
+) -> Result<(Router, Option<Push>), AgentError> {
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
@@ -164,10 +167,10 @@ pub(crate) fn profile_routes(
             let continuous = continuous(config, metrics);
             let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples), continuous)
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(
-                Some(profiler),
-                config.profile.clone(),
-            ))
+            let push = &config.profile.push;
+            let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
+            let router = http::profile::router(Some(profiler), config.profile.clone());
+            Ok((router, push))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -176,7 +179,7 @@ pub(crate) fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(http::profile::router(None, config.profile.clone()))
+            Ok((http::profile::router(None, config.profile.clone()), None))
         }
     }
 }

@@ -318,6 +318,8 @@ pub struct ProfileConfig {
     pub max_hz: u32,
     /// Continuous profiling.
     pub continuous: ContinuousConfig,
+    /// Where what it keeps is sent to.
+    pub push: PushConfig,
 }
 
 impl Default for ProfileConfig {
@@ -326,6 +328,7 @@ impl Default for ProfileConfig {
             max_duration: Duration::from_secs(120),
             max_hz: MAX_HZ,
             continuous: ContinuousConfig::default(),
+            push: PushConfig::default(),
         }
     }
 }
@@ -354,6 +357,32 @@ impl Default for ContinuousConfig {
             window: Duration::from_secs(10),
             retention: Duration::from_secs(3600),
             max_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// Servers that what continuous profiling keeps is sent to.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushConfig {
+    /// Base URL of a Pyroscope server, `http://host:port`.
+    pub pyroscope: Option<String>,
+    /// Base URL of a Parca server, `http://host:port`.
+    pub parca: Option<String>,
+    /// Headers (gRPC: metadata) sent with each message.
+    pub headers: BTreeMap<String, String>,
+    /// How often.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            pyroscope: None,
+            parca: None,
+            headers: BTreeMap::new(),
+            interval: Duration::from_secs(15),
         }
     }
 }

@@ -64,10 +64,11 @@ const PYTHON: &[&str] = &[
     "monitoring",
     "elasticsearch",
     "deploy",
+    "profile_push",
 ];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
-const PROFILE: &[&str] = &["profile", "profile_serving"];
+const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 
 const fn program(
     name: &'static str,
