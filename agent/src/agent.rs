@@ -30,6 +30,7 @@ use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
+use crate::push::PushError;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
@@ -71,6 +72,9 @@ pub enum AgentError {
     /// The span exporter.
     #[error(transparent)]
     Otlp(#[from] OtlpError),
+    /// Where profiles are sent to.
+    #[error("profile.push: {0}")]
+    Push(#[from] PushError),
     /// Metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -151,8 +155,15 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
-    let profile_routes =
-        start::profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
+    let host_name = Arc::from(OtlpOptions::default().host_name);
+    let (profile_routes, push) = start::profile_routes(
+        &mut loaded,
+        &config,
+        &processes,
+        &metrics,
+        &health,
+        &host_name,
+    )?;
 
     let kernel_log = start::follow_kernel_log(&mut loaded);
 
@@ -179,7 +190,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // Serve until told to end.
     let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
     let targets = Arc::new(move || processes.list());
-    let host_name = Arc::from(OtlpOptions::default().host_name);
+    let push = push.map(|push| tokio::spawn(push.run()));
     let api = Api {
         registry,
         health: health.clone(),
@@ -200,6 +211,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
+    if let Some(push) = push {
+        push.abort();
+    }
     kernel_log.abort();
     drop(programs);
     drop(statistics);

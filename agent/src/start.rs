@@ -23,7 +23,8 @@ use crate::probes::mounts;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::Profiler;
+use crate::profiler::{Continuous, Profiler};
+use crate::push::Push;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::OtlpOptions;
@@ -178,24 +179,27 @@ fn guard(index: usize, health: &Health, work: impl FnOnce()) {
     }
 }
 
-/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
+/// The profiler behind its endpoints, and what sends its profiles to others; neither of them where
+/// this kernel does not let it sample.
 pub(crate) fn profile_routes(
     loaded: &mut Loaded,
     config: &Config,
     processes: &Arc<ProcessTable>,
     metrics: &SelfMetrics,
     health: &Health,
-) -> Result<Router, AgentError> {
+    host_name: &Arc<str>,
+) -> Result<(Router, Option<Push>), AgentError> {
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
             let samples = metrics.profile_samples.clone();
-            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
+            let continuous = continuous(config, metrics);
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples), continuous)
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(
-                Some(profiler),
-                config.profile.clone(),
-            ))
+            let push = &config.profile.push;
+            let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
+            let router = http::profile::router(Some(profiler), config.profile.clone());
+            Ok((router, push))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -204,9 +208,21 @@ pub(crate) fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(http::profile::router(None, config.profile.clone()))
+            Ok((http::profile::router(None, config.profile.clone()), None))
         }
     }
+}
+
+/// What the configuration says of continuous profiling; `None` where it is off.
+fn continuous(config: &Config, metrics: &SelfMetrics) -> Option<Continuous> {
+    let continuous = &config.profile.continuous;
+    (continuous.hz > 0).then(|| Continuous {
+        hz: continuous.hz,
+        window: continuous.window,
+        retention: continuous.retention,
+        max_bytes: continuous.max_bytes as usize,
+        dropped: metrics.losses.counter("profiler", "history_full"),
+    })
 }
 
 /// Logs what became of each probe and shows fallbacks as degraded health.

@@ -43,7 +43,7 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Elasticsearch and OpenSearch.
     pub elasticsearch: ElasticsearchConfig,
-    /// CPU profiles asked for over HTTP.
+    /// CPU profiles.
     pub profile: ProfileConfig,
 }
 
@@ -312,7 +312,7 @@ pub struct ElasticsearchConfig {
     pub query_text: bool,
 }
 
-/// CPU profiles asked for over HTTP.
+/// CPU profiles: what a request may ask for, and what is taken without being asked.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProfileConfig {
@@ -321,6 +321,10 @@ pub struct ProfileConfig {
     pub max_duration: Duration,
     /// Highest sampling rate that a request may ask for, a CPU and second.
     pub max_hz: u32,
+    /// Continuous profiling.
+    pub continuous: ContinuousConfig,
+    /// Where what it keeps is sent to.
+    pub push: PushConfig,
 }
 
 impl Default for ProfileConfig {
@@ -328,6 +332,62 @@ impl Default for ProfileConfig {
         Self {
             max_duration: Duration::from_secs(120),
             max_hz: MAX_HZ,
+            continuous: ContinuousConfig::default(),
+            push: PushConfig::default(),
+        }
+    }
+}
+
+/// Continuous profiling of everything that runs, kept in memory.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContinuousConfig {
+    /// Samples a second and CPU; 0 switches it off.
+    pub hz: u32,
+    /// Length of a window: how finely a range of time can be asked for.
+    #[serde(with = "units::duration")]
+    pub window: Duration,
+    /// How long windows are kept.
+    #[serde(with = "units::duration")]
+    pub retention: Duration,
+    /// Memory that they may take, bytes; beyond, the oldest goes before its time.
+    #[serde(with = "units::bytes")]
+    pub max_bytes: u32,
+}
+
+impl Default for ContinuousConfig {
+    fn default() -> Self {
+        Self {
+            hz: 19,
+            window: Duration::from_secs(10),
+            retention: Duration::from_secs(3600),
+            max_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// Servers that what continuous profiling keeps is sent to.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushConfig {
+    /// Base URL of a Pyroscope server, `http://host:port`.
+    pub pyroscope: Option<String>,
+    /// Base URL of a Parca server, `http://host:port`.
+    pub parca: Option<String>,
+    /// Headers (gRPC: metadata) sent with each message.
+    pub headers: BTreeMap<String, String>,
+    /// How often.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            pyroscope: None,
+            parca: None,
+            headers: BTreeMap::new(),
+            interval: Duration::from_secs(15),
         }
     }
 }

@@ -444,7 +444,7 @@ fn command_lines_that_clap_refuses_are_one_line() {
         (&[], "no command given; allowed: run, profile, check"),
         (
             &["profile"],
-            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--all>",
+            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--tid <TID>|--container <ID>|--cgroup <PATH>|--all>",
         ),
         (
             &["profile", "--all", "--pid", "1"],

@@ -75,13 +75,14 @@ const PYTHON: &[&str] = &[
     "monitoring",
     "elasticsearch",
     "deploy",
+    "profile_push",
 ];
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
-const PROFILE: &[&str] = &["profile"];
+const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 
 const fn program(
     name: &'static str,
