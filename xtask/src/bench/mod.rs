@@ -75,7 +75,7 @@ pub(crate) fn bench(arguments: &Bench) -> Result<()> {
     }
     let agent = match &arguments.agent {
         Some(agent) => agent.clone(),
-        None => build_agent()?,
+        None => build_agent("release")?,
     };
     if !host::is_root() {
         return Err(again_by_sudo(&agent)?);
