@@ -19,6 +19,7 @@ pub mod probes;
 pub mod process;
 pub mod process_events;
 pub mod profiler;
+pub mod push;
 pub mod routes;
 pub mod selection;
 pub mod self_metrics;

@@ -188,7 +188,7 @@ impl Tracker {
         if !tracked.selected {
             return;
         }
-        learn_product(tracked, &self.shared.clusters);
+        learn_cluster(tracked, &self.shared.clusters);
         let is_tail = data.flags & data_flags::TAIL != 0;
         let (captured, tail) = if is_tail {
             (&[][..], captured)
@@ -347,10 +347,18 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
             .processes
             .note_seen(tracked.process.pid, port, "http/1.1");
     }
-    if let (Role::Client, Some(call), Endpoint::Inet(remote)) =
-        (exchange.role, &exchange.elasticsearch, tracked.remote)
-    {
-        shared.clusters.learn(remote, call.product);
+    if let Some(call) = &exchange.elasticsearch {
+        // The cluster's end, whichever side is watched.
+        let end = match exchange.role {
+            Role::Client => tracked.remote,
+            Role::Server => tracked.local,
+        };
+        if let Endpoint::Inet(address) = end {
+            shared.clusters.learn(address, call.product, &call.prefix);
+        }
+        for unknown in &call.unknown {
+            shared.losses.add("elasticsearch", unknown.as_str(), 1);
+        }
     }
     let routes = tracked
         .routes
@@ -364,16 +372,19 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     }
 }
 
-/// Tells a connection when its endpoint has turned out to be a cluster.
-fn learn_product(tracked: &mut Tracked, clusters: &Clusters) {
+/// Tells a connection when one of its ends has turned out to be a cluster.
+fn learn_cluster(tracked: &mut Tracked, clusters: &Clusters) {
     let generation = clusters.generation();
     if tracked.clusters_generation == generation {
         return;
     }
     tracked.clusters_generation = generation;
-    if let Endpoint::Inet(remote) = tracked.remote
-        && let Some(product) = clusters.product(remote)
-    {
-        tracked.connection.set_search_product(Some(product));
+    for end in [tracked.remote, tracked.local] {
+        if let Endpoint::Inet(address) = end
+            && let Some(cluster) = clusters.at(address)
+        {
+            tracked.connection.set_search_cluster(cluster);
+            return;
+        }
     }
 }

@@ -4,6 +4,7 @@ use crate::elasticsearch;
 use crate::http1::head::{Content, RequestHead, ResponseHead};
 use crate::http1::method;
 use crate::observation::{Exchange, Outcome, Role, SearchProduct, Times};
+use crate::segment::Limits;
 
 /// How far the answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +192,8 @@ impl InFlight {
         mut self,
         outcome: Outcome,
         ended_ns: Option<u64>,
-        known: Option<SearchProduct>,
+        known: Option<&elasticsearch::Cluster>,
+        limits: &Limits,
     ) -> Exchange {
         let natural = match self.answer {
             Answer::Done if outcome != Outcome::Upgraded => Outcome::Matched,
@@ -202,7 +204,8 @@ impl InFlight {
             self.exchange.times.response_last_ns = ended_ns;
         }
         if let Some(search) = self.search.take() {
-            self.exchange.elasticsearch = search.observe(&self.exchange, known).map(Box::new);
+            self.exchange.elasticsearch =
+                search.observe(&self.exchange, known, limits).map(Box::new);
         }
         self.exchange
     }
@@ -221,7 +224,8 @@ impl SearchDraft {
     fn observe(
         &self,
         exchange: &Exchange,
-        known: Option<SearchProduct>,
+        known: Option<&elasticsearch::Cluster>,
+        limits: &Limits,
     ) -> Option<crate::observation::ElasticsearchCall> {
         let request = elasticsearch::Request {
             method: exchange.method,
@@ -240,7 +244,7 @@ impl SearchDraft {
             body: &self.response.body,
             body_complete: self.response.is_whole(exchange.response_body_bytes),
         };
-        elasticsearch::observe(&request, &response, known)
+        elasticsearch::observe(&request, &response, known, limits.query_text_bytes)
     }
 }
 

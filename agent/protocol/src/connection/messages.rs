@@ -92,7 +92,7 @@ impl Connection {
             None => None,
         };
         if let Some(parsed) = &parsed {
-            entry.watch_search(parsed, self.search_product.is_some());
+            entry.watch_search(parsed, self.search_cluster.is_some());
         }
         let decoder = &mut self.stream(direction).decoder;
         match framing {
@@ -102,7 +102,7 @@ impl Connection {
         entry.request_done = framing.is_none();
         if self.request_direction.is_none() {
             // Nothing says that this is HTTP at all, so that no answer need come.
-            let ended = entry.finish(Outcome::NotParsed, None, None);
+            let ended = entry.finish(Outcome::NotParsed, None, None, &self.limits);
             self.observations.push_back(ended);
             return;
         }
@@ -182,7 +182,7 @@ impl Connection {
             }
         };
         if let Some(product) = parsed.and_then(|parsed| parsed.product) {
-            self.search_product = Some(product);
+            self.note_search_product(product);
         }
         self.finish_each(resynchronized, Outcome::Resynchronized, None);
         self.extend_request(head.first_ns);
@@ -311,20 +311,21 @@ impl Connection {
 
     /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
     fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
-        let product = self.search_product;
+        let (cluster, limits) = (self.search_cluster.clone(), self.limits);
         if entries.iter().any(|entry| !entry.request_done) {
             self.request_open = false;
         }
         self.observations.extend(
             entries
                 .into_iter()
-                .map(|entry| entry.finish(outcome, ended_ns, product)),
+                .map(|entry| entry.finish(outcome, ended_ns, cluster.as_ref(), &limits)),
         );
     }
 
     fn emit_done(&mut self) {
         while let Some(entry) = self.pairing.pop_done() {
-            let ended = entry.finish(Outcome::Matched, None, self.search_product);
+            let known = self.search_cluster.as_ref();
+            let ended = entry.finish(Outcome::Matched, None, known, &self.limits);
             self.observations.push_back(ended);
         }
     }
