@@ -7,14 +7,13 @@
 //! ```
 
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aya::sys::{Stats, enable_stats};
 use prometheus::Registry;
-use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
@@ -22,9 +21,10 @@ use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
+use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::Connections;
+use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
@@ -37,6 +37,7 @@ use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
 use crate::sink::prometheus::PrometheusSink;
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
 use crate::tracker::Shared;
@@ -104,14 +105,13 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // The kernel side: loaded now, attached once its rings are drained.
     start::mount_filesystems();
     let mut loaded = load(&start::load_options(&config))?;
-    // Counting run time costs some 20 ns an event; the descriptor keeps it on.
-    let statistics = enable_stats(Stats::RunTime)
-        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"));
+    let statistics = start::enable_program_statistics(&config);
     start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
     let prometheus = PrometheusSink::new(&registry, &start::prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
+    let slow = SlowCalls::default();
     let otlp = match start::otlp_options(&config) {
         Some(options) => Some(OtlpSink::start(
             options,
@@ -122,8 +122,11 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         None => None,
     };
     let sinks = || {
-        let mut sinks: Vec<Box<dyn Sink>> =
-            vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![
+            Box::new(prometheus.worker()),
+            Box::new(summary.worker()),
+            Box::new(slow.worker()),
+        ];
         sinks.extend(
             otlp.iter()
                 .map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>),
@@ -143,10 +146,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
         clusters: Clusters::new(&config.elasticsearch.endpoints),
+        older_sockets: OnceLock::new(),
+        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
-        limits: Limits::default(),
+        limits: start::limits(&config),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
@@ -163,7 +168,11 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let kernel_log = start::follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
-    start::report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
+    start::report_probes(&attach::attach(&mut loaded)?, loaded.tap, &health);
+    // Whatever is not among these now has all of its bytes seen.
+    shared
+        .older_sockets
+        .get_or_init(|| OlderSockets::scan(Path::new("/proc")));
     let Loaded { ebpf, btf, .. } = loaded;
     drop(btf);
     release_memory();
@@ -186,6 +195,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         registry,
         health: health.clone(),
         summary,
+        slow,
         targets,
         host_name,
     };

@@ -14,6 +14,7 @@ pub mod health;
 pub mod http;
 pub mod logging;
 pub mod observation;
+pub mod older_sockets;
 pub mod probes;
 pub mod process;
 pub mod process_events;

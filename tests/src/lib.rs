@@ -32,6 +32,7 @@ pub mod load;
 pub mod metrics;
 pub mod otlp;
 pub mod prerequisite;
+pub mod script;
 pub mod server;
 pub mod split;
 

@@ -246,6 +246,8 @@ pub struct MetricsConfig {
     pub buckets: BTreeMap<String, Vec<f64>>,
     /// Label sets that a metric may have; what comes later is counted as a loss.
     pub max_series: usize,
+    /// The kernel measures each run of a kernel program.
+    pub program_statistics: bool,
 }
 
 impl Default for MetricsConfig {
@@ -253,20 +255,21 @@ impl Default for MetricsConfig {
         Self {
             buckets: BTreeMap::new(),
             max_series: 10_000,
+            program_statistics: true,
         }
     }
 }
 
-/// How the kernel side learns which system calls belong to a stream socket.
+/// Where the kernel side sees the bytes of stream sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tap {
-    /// Marks where the kernel has them, else the walk.
+    /// The best that the kernel has.
     #[default]
     Auto,
-    /// The `sock_send_length` and `sock_recv_length` tracepoints mark the thread (Linux 6.3+).
-    Marks,
-    /// From the descriptor to the socket at each call.
+    /// The `sock_send_length` and `sock_recv_length` tracepoints (Linux 6.3+).
+    Socket,
+    /// The end of system calls, going from the descriptor to the socket.
     Walk,
 }
 
@@ -302,9 +305,11 @@ impl Default for CaptureConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ElasticsearchConfig {
     /// `host:port` of servers known to be one, so that their calls are recognized before the
-    /// first answer with a product header. The host is an address, or a name as clients send it
-    /// in `Host`.
+    /// first answer with a product header; `host:port/prefix` where a proxy has the API behind a
+    /// path. The host is an address or a name that resolves.
     pub endpoints: Vec<String>,
+    /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
+    pub query_text: bool,
 }
 
 /// CPU profiles: what a request may ask for, and what is taken without being asked.

@@ -88,9 +88,14 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
         1 << 20,
     )?;
     for (index, endpoint) in config.elasticsearch.endpoints.iter().enumerate() {
-        if !is_host_and_port(endpoint) {
+        let (address, prefix) = endpoint
+            .find('/')
+            .map_or((endpoint.as_str(), ""), |at| endpoint.split_at(at));
+        let is_prefix = prefix.is_ascii() && !prefix.contains(['?', '#', ' ']);
+        if !is_host_and_port(address) || !is_prefix {
             let key = format!("elasticsearch.endpoints[{index}]");
-            return Err(checker.error(&key, endpoint, "host:port (`10.0.0.7:9200`, `es:9200`)"));
+            let allowed = "host:port or host:port/prefix (`10.0.0.7:9200`, `proxy:80/es`)";
+            return Err(checker.error(&key, endpoint, allowed));
         }
     }
     checker.duration(

@@ -17,12 +17,16 @@ use protocol::observation::Role;
 use super::Shared;
 use crate::health::{Report, Status};
 use crate::process::Target;
+use crate::sink::slow::SlowCall;
 use crate::sink::summary::{
     CallSummary, Percentiles, ServiceSummary, Snapshot, Traffic, WINDOW_SECONDS,
 };
 
 /// Rows of a table; the rest is in `/metrics` and `/targets`.
 const MAX_ROWS: usize = 200;
+
+/// Rows of the table of slow calls.
+const MAX_SLOW_ROWS: usize = 10;
 
 /// Length of the profile behind a button.
 const PROFILE_SECONDS: u32 = 5;
@@ -40,6 +44,7 @@ pub(super) async fn show(State(state): State<Arc<Shared>>) -> Response {
         &api.host_name,
         &api.health.report(),
         &api.summary.snapshot(),
+        &api.slow.report().calls,
         &targets,
     );
     let headers = [
@@ -59,7 +64,13 @@ pub(super) async fn script() -> Response {
     (headers, include_str!("page.js")).into_response()
 }
 
-fn render(host_name: &str, health: &Report, snapshot: &Snapshot, targets: &[Target]) -> Markup {
+fn render(
+    host_name: &str,
+    health: &Report,
+    snapshot: &Snapshot,
+    slow: &[SlowCall],
+    targets: &[Target],
+) -> Markup {
     let of_role = |role| {
         snapshot
             .services
@@ -88,6 +99,7 @@ fn render(host_name: &str, health: &Report, snapshot: &Snapshot, targets: &[Targ
                     } @else {
                         (service_table("Services", "requests that they answer", of_role(Role::Server)))
                         (call_table(&snapshot.calls))
+                        (slow_table(slow))
                         (service_table("Outgoing requests", "that services send to others", of_role(Role::Client)))
                     }
                     (target_table(targets))
@@ -223,6 +235,48 @@ fn call_table(calls: &[CallSummary]) -> Markup {
                     }
                 }
                 (more(calls.len(), "/metrics"))
+            }
+        }
+    }
+}
+
+fn slow_table(calls: &[SlowCall]) -> Markup {
+    html! {
+        @if !calls.is_empty() {
+            section {
+                h2 { "Slowest Elasticsearch calls " small { "of the last minutes, on the wire" } }
+                table.calls {
+                    thead { tr {
+                        th scope="col" { "Call" }
+                        th scope="col" { "Service" }
+                        th.number scope="col" { "Count" }
+                        th.number scope="col" { "Slowest" }
+                        th.number scope="col" { "took" }
+                        th.number scope="col" { "Mean" }
+                    } }
+                    tbody {
+                        @for call in calls.iter().take(MAX_SLOW_ROWS) { tr {
+                            th scope="row" title=[call.query.as_deref()] {
+                                @if call.operation.is_empty() { "not known" } @else { (call.operation) }
+                                " " (call.collection)
+                                @if let Some(query) = &call.query { " " small { (query) } }
+                            }
+                            td.name data-label="service" { (call.service) }
+                            td.number data-label="count" { (call.count) }
+                            td.number data-label="slowest" { (seconds(call.max_seconds)) }
+                            td.number data-label="took" {
+                                (call.max_took_seconds.map_or_else(|| "–".to_owned(), seconds))
+                            }
+                            td.number data-label="mean" { (seconds(call.mean_seconds)) }
+                        } }
+                    }
+                }
+                @if calls.len() > MAX_SLOW_ROWS {
+                    p.hint {
+                        "and " (calls.len() - MAX_SLOW_ROWS) " more in "
+                        a href="/api/elasticsearch/slow" { "/api/elasticsearch/slow" }
+                    }
+                }
             }
         }
     }

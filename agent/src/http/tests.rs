@@ -8,12 +8,14 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config::ProfileConfig;
-use crate::sink::fixtures::process;
+use crate::sink::Sink as _;
+use crate::sink::fixtures::{process, search};
 
 /// The API on a port of its own, as the agent serves it.
 struct Running {
     address: SocketAddr,
     health: Health,
+    slow: SlowCalls,
     stop: oneshot::Sender<()>,
     task: JoinHandle<std::io::Result<()>>,
 }
@@ -24,10 +26,12 @@ impl Running {
         let metrics = crate::self_metrics::SelfMetrics::new(&registry).unwrap();
         metrics.losses.add("tap", "ring_full", 3);
         let health = Health::new();
+        let slow = SlowCalls::default();
         let api = Api {
             registry,
             health: health.clone(),
             summary: Summary::new(),
+            slow: slow.clone(),
             targets: Arc::new(|| {
                 let mut shop = process("shop", 42);
                 shop.command_line = vec!["python3".into(), "--password=secret".into()];
@@ -48,6 +52,7 @@ impl Running {
         Self {
             address,
             health,
+            slow,
             stop,
             task,
         }
@@ -106,6 +111,28 @@ async fn readiness_follows_health_and_being_alive_does_not() {
         (status, &report["subsystems"]["tap"]["status"]),
         (503, &Value::from("unhealthy"))
     );
+}
+
+#[tokio::test]
+async fn slow_calls_are_told() {
+    let api = Running::start(Router::new());
+    let mut call = search("shop");
+    let now_ns = crate::clock::monotonic_ns();
+    let times = &mut call.exchange.times;
+    times.request_first_ns = now_ns;
+    times.response_last_ns = Some(now_ns + 20_000_000);
+    api.slow.worker().observe(&call);
+    let (status, _, body) = api.get("/api/elasticsearch/slow").await;
+    assert_eq!(status, 200);
+    let report: Value = serde_json::from_str(&body).unwrap();
+    let told = &report["calls"][0];
+    assert_eq!(told["service"], "shop");
+    assert_eq!(told["operation"], "search");
+    assert_eq!(told["collection"], "docs");
+    assert_eq!(told["query"], Value::Null);
+    assert_eq!(told["max_seconds"], 0.02);
+    assert_eq!(told["max_took_seconds"], 0.006);
+    assert_eq!(report["left_out"], 0);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ pub(crate) mod profile_fixture;
 pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod slow;
 pub mod speedscope;
 pub mod summary;
 pub mod top;
