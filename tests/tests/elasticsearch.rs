@@ -116,7 +116,7 @@ fn a_cluster_behind_a_proxys_path_is_understood() -> Result<()> {
             ["GET", "/es/_search", "search", "", "200"],
             ["GET", "/es/books/_search", "search", "books", "200"],
             ["GET", "/es/missing/_search", "search", "missing", "404"],
-            ["GET", "/es/books/_unheard_of", "", "", "400"],
+            ["GET", "/es/_not/_a/_path/_of/_theirs", "", "", "400"],
             ["DELETE", "/es/books", "indices.delete", "books", "200"],
             ["GET", "/return", "", "", ""],
         ];
@@ -165,6 +165,102 @@ fn a_cluster_behind_a_proxys_path_is_understood() -> Result<()> {
                 Ok(())
             })?;
         }
+    }
+    Ok(())
+}
+
+/// A service over one index, as its users' alerts look at it: requests by route, calls by operation, the
+/// cluster's health.
+#[test]
+fn a_service_that_searches_shows_its_requests_and_its_calls() -> Result<()> {
+    for product in [&OPENSEARCH, &ELASTICSEARCH] {
+        let node = Node::start(product)?;
+        let port = free_port()?;
+        let service = format!("e2e-search-service-{port}");
+        let mut command = Command::new(prerequisite::python("uvicorn")?);
+        command.args(["search_service:api", "--port", &port.to_string()]);
+        command
+            .current_dir(prerequisite::workload(""))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("SEARCH_LIBRARY", product.name)
+            .env("SEARCH_URL", format!("http://{}", node.address))
+            .env("OTEL_SERVICE_NAME", &service);
+        let mut child = Child::spawn(&service, command, tempfile::tempdir()?)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        child.wait_for_port(address, START_TIMEOUT)?;
+        let agent = Agent::start()?;
+
+        let summary = r#"{"workflow_id":"w-1","type":"summary","parent":"0"}"#;
+        let put = Request::new("PUT", "/documents/1")
+            .header("Content-Type: application/json")
+            .body(summary);
+        let get = |target: &str| Request::new("GET", target);
+        for (request, status) in [
+            (put, 200),
+            (get("/get_final_summary/w-1"), 200),
+            (get("/get_final_summary/w-2"), 404),
+            (get("/get_complete_tree/w-1"), 200),
+            (get("/get_document_with_context/1"), 200),
+            (get("/get_document_with_context/2"), 404),
+            (get("/health/detailed"), 200),
+        ] {
+            let answer = Client::once(address, &request)?;
+            ensure!(answer.status == status, "{}", answer.status);
+        }
+
+        let of_service = [("service_name", service.as_str())];
+        let routes = [
+            ["/documents/{id}", "200"],
+            ["/get_complete_tree/{id}", "200"],
+            ["/get_document_with_context/{id}", "200"],
+            ["/get_document_with_context/{id}", "404"],
+            ["/get_final_summary/{id}", "200"],
+            ["/get_final_summary/{id}", "404"],
+            ["/health/detailed", "200"],
+        ];
+        let mut operations = vec![
+            (["cluster.health", "", "200"], 1.0),
+            (["count", "documents", "200"], 1.0),
+            (["get", "documents", "200"], 1.0),
+            (["get", "documents", "404"], 1.0),
+            (["index", "documents", "201"], 1.0),
+            (["mget", "documents", "200"], 1.0),
+            (["search", "documents", "200"], 3.0),
+        ];
+        if product.name == "elasticsearch" {
+            // Its client asks who answers before its first call.
+            operations.push((["info", "", "200"], 1.0));
+        }
+        let routes: BTreeMap<_, _> = routes.map(|key| (key.map(str::to_owned), 1.0)).into();
+        let operations: BTreeMap<_, _> = operations
+            .into_iter()
+            .map(|(key, count)| (key.map(str::to_owned), count))
+            .collect();
+        eventually(SCRAPE_TIMEOUT, || {
+            let metrics = agent.metrics()?;
+            let by = ["http_route", "http_response_status_code"];
+            let requests = "http_server_request_duration_seconds_count";
+            let counted = metrics.sum_by(requests, &of_service, by);
+            ensure!(counted == routes, "{}", difference(&counted, &routes));
+            let by = [
+                "db_operation_name",
+                "db_collection_name",
+                "db_response_status_code",
+            ];
+            let counted = metrics.sum_by(DURATION_COUNT, &of_service, by);
+            ensure!(
+                counted == operations,
+                "{}",
+                difference(&counted, &operations)
+            );
+            let port = node.address.port().to_string();
+            let cluster = [("cluster", CLUSTER), ("server_port", port.as_str())];
+            for gauge in ["health", "nodes", "active_shards", "unassigned_shards"] {
+                let name = format!("elasticsearch_cluster_{gauge}");
+                ensure!(metrics.select(&name, &cluster).count() == 1, "no {name}");
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -458,6 +554,7 @@ fn assert_spans_agree(
         spans.len(),
         calls.len()
     );
+    let mut differences: Vec<f64> = Vec::new();
     for (span, call) in spans.iter().zip(calls) {
         for (key, value) in [
             ("db.system.name", product.name),
@@ -476,6 +573,7 @@ fn assert_spans_agree(
             "{seconds} s for {} s: {span:?}",
             call.seconds
         );
+        differences.push((seconds - call.wire_seconds).abs());
         let error_type = match &call.error_type {
             Some(error_type) => error_type.clone(),
             None if call.status >= 400 => call.status.to_string(),
@@ -510,6 +608,13 @@ fn assert_spans_agree(
             call.batch_size
         );
     }
+    differences.sort_by(f64::total_cmp);
+    let median = differences[differences.len() / 2];
+    println!(
+        "median difference to the client's socket: {:.1} µs",
+        median * 1e6
+    );
+    ensure!(median < 100e-6, "{median} s from the client's own time");
     Ok(())
 }
 
@@ -557,7 +662,10 @@ struct Call {
     batch_size: Option<u64>,
     /// Items of a bulk request: action and outcome.
     items: Vec<[String; 2]>,
+    /// As the client's transport counts.
     seconds: f64,
+    /// As its socket does.
+    wire_seconds: f64,
 }
 
 impl Call {
@@ -577,6 +685,7 @@ impl Call {
             batch_size: value["batch_size"].as_u64(),
             items: serde_json::from_value(value["items"].clone())?,
             seconds: value["seconds"].as_f64().context("seconds")?,
+            wire_seconds: value["wire_seconds"].as_f64().context("wire_seconds")?,
         })
     }
 
