@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -169,6 +170,37 @@ fn a_cluster_behind_a_proxys_path_is_understood() -> Result<()> {
     Ok(())
 }
 
+/// The table of operations is held against a list of requests, by unit tests; this holds the list
+/// against the clients that are installed here.
+#[test]
+fn the_clients_make_the_requests_that_the_table_was_held_against() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/protocol/endpoints");
+    let list = std::fs::read_to_string(folder.join("clients.txt"))?;
+    for (module, client) in [
+        ("elasticsearch", "py-elasticsearch-7.17.13"),
+        ("opensearchpy", "py-opensearch-3.2.0"),
+    ] {
+        let mut command = Command::new(prerequisite::python("python")?);
+        command.arg(folder.join("clients.py")).arg(module);
+        let mut extractor = Child::spawn(module, command, tempfile::tempdir()?)?;
+        ensure!(extractor.wait(CLIENT_TIMEOUT)?.success());
+        let output = extractor.output();
+        let made: BTreeSet<_> = output.lines().collect();
+        // `# f py-elasticsearch-7.17.13`
+        let mut lines = list.lines();
+        let letter = lines.find_map(|line| line.strip_prefix("# ")?.strip_suffix(client));
+        let letter = letter.context("no such client")?.trim();
+        let listed = lines.filter_map(|line| {
+            let (request, clients) = line.rsplit_once(' ')?;
+            (!line.starts_with('#') && clients.contains(letter)).then_some(request)
+        });
+        let listed: BTreeSet<_> = listed.collect();
+        let different: Vec<_> = made.symmetric_difference(&listed).collect();
+        ensure!(different.is_empty() && made.len() > 500, "{different:?}");
+    }
+    Ok(())
+}
+
 /// A service over one index, as its users' alerts look at it: requests by route, calls by operation, the
 /// cluster's health.
 #[test]
@@ -190,16 +222,16 @@ fn a_service_that_searches_shows_its_requests_and_its_calls() -> Result<()> {
         child.wait_for_port(address, START_TIMEOUT)?;
         let agent = Agent::start()?;
 
-        let summary = r#"{"workflow_id":"w-1","type":"summary","parent":"0"}"#;
+        let summary = r#"{"workflow_id":"4711","type":"summary","parent":"0"}"#;
         let put = Request::new("PUT", "/documents/1")
             .header("Content-Type: application/json")
             .body(summary);
         let get = |target: &str| Request::new("GET", target);
         for (request, status) in [
             (put, 200),
-            (get("/get_final_summary/w-1"), 200),
-            (get("/get_final_summary/w-2"), 404),
-            (get("/get_complete_tree/w-1"), 200),
+            (get("/get_final_summary/4711"), 200),
+            (get("/get_final_summary/4712"), 404),
+            (get("/get_complete_tree/4711"), 200),
             (get("/get_document_with_context/1"), 200),
             (get("/get_document_with_context/2"), 404),
             (get("/health/detailed"), 200),
@@ -265,7 +297,7 @@ fn a_service_that_searches_shows_its_requests_and_its_calls() -> Result<()> {
     Ok(())
 }
 
-/// Threads, tasks and JavaScript at once, 10,000 calls in all with both products.
+/// Threads, tasks, JavaScript and Rust at once, more than 10,000 calls in all with both products.
 #[test]
 fn many_calls_at_once_are_what_the_clients_got() -> Result<()> {
     for product in [&OPENSEARCH, &ELASTICSEARCH] {
@@ -288,6 +320,8 @@ fn check_load(product: &Product) -> Result<()> {
         ("python", "tasks", "gzip", 504),
         ("node", "", "plain", 504),
         ("node", "", "gzip", 504),
+        ("rust", "", "plain", 504),
+        ("rust", "", "gzip", 504),
     ] {
         let port = node.address.port();
         let service = format!("e2e-{}-{language}-{kind}-{coding}-{port}", product.name);
@@ -745,7 +779,7 @@ impl Node {
             .collect()
     }
 
-    /// Runs a load of `search_load.py` or `search_load.js`: language, kind, content coding.
+    /// Runs a load of `search_load.py`, `search_load.js` or `search_load.rs`: language, kind, content coding.
     fn run_load(
         &self,
         product: &Product,
@@ -753,7 +787,10 @@ impl Node {
         calls: u32,
         service: &str,
     ) -> Result<Load> {
-        let mut command = if language == "node" {
+        let mut command = if language == "rust" {
+            // It has no word for the product.
+            Command::new(env!("CARGO_BIN_EXE_search_load"))
+        } else if language == "node" {
             let mut command = Command::new(prerequisite::on_path("node")?);
             command.arg(prerequisite::workload("search_load.js"));
             let package = format!("@{}", product.npm_package);
@@ -764,7 +801,10 @@ impl Node {
             command.arg(prerequisite::workload("search_load.py"));
             command
         };
-        command.args([product.name, &format!("http://{}", self.address), coding]);
+        if language != "rust" {
+            command.arg(product.name);
+        }
+        command.args([&format!("http://{}", self.address), coding]);
         if !kind.is_empty() {
             command.arg(kind);
         }
