@@ -109,6 +109,12 @@ impl InFlight {
         self.exchange.times.request_first_ns
     }
 
+    /// Whether the answer had begun by `time_ns`.
+    pub(crate) fn is_answered_at(&self, time_ns: u64) -> bool {
+        let first_ns = self.exchange.times.response_first_ns;
+        first_ns.is_some_and(|first_ns| first_ns <= time_ns)
+    }
+
     /// When the answer's last byte moved; `None` when it is not over.
     pub(crate) fn answered_ns(&self) -> Option<u64> {
         let done = self.answer == Answer::Done;

@@ -295,7 +295,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         ),
         (
             "tap: fentry",
-            "t.yaml: `tap` is `fentry`; allowed: one of auto, marks, walk",
+            "t.yaml: `tap` is `fentry`; allowed: one of auto, socket, walk",
         ),
         (
             "targets: {exclude: [{}]}",
@@ -457,7 +457,7 @@ fn command_lines_that_clap_refuses_are_one_line() {
         (&[], "no command given; allowed: run, profile, check"),
         (
             &["profile"],
-            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--all>",
+            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--tid <TID>|--container <ID>|--cgroup <PATH>|--all>",
         ),
         (
             &["profile", "--all", "--pid", "1"],

@@ -22,8 +22,10 @@ use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use targets::TargetView;
 
+mod flame_page;
 mod page;
 pub mod profile;
+mod query;
 mod serve;
 mod targets;
 
@@ -36,14 +38,17 @@ const MAX_SCRAPES: usize = 4;
 /// What there is, for those who ask for something that there is not.
 const ENDPOINTS: &str = "\
 GET /                        services, Elasticsearch calls, flamegraphs: a page for people
+GET /flamegraph              a flamegraph to look into: ?service=&from=now-5m, or &seconds=5
 GET /metrics                 Prometheus text format (also /metrics/prometheus)
 GET /healthz                 the agent is alive
 GET /readyz                  probes are attached and rings are drained
 GET /health/detailed         JSON: each part of the agent
 GET /targets                 JSON: each watched process
 GET /api/elasticsearch/slow  JSON: the slowest Elasticsearch calls of the last minutes
-GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|service=|container=
+GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|tid=|service=|container=|cgroup=&thread=,
+                             or of what is kept: ?from=now-5m&to=now&…
 GET /debug/pprof/flamegraph  the same drawn: &format=svg|folded|speedscope
+GET /debug/pprof/diff        two of what is kept: ?service=&from=&to=&base_service=&base_from=&base_to=
 ";
 
 /// Lists the watched processes.

@@ -128,7 +128,7 @@ fn heading(host_name: &str, health: &Report, snapshot: &Snapshot) -> Markup {
 }
 
 /// Two threads in the wind: what a telltale is on a sail.
-fn mark() -> Markup {
+pub(super) fn mark() -> Markup {
     html! {
         svg.mark viewBox="0 0 28 20" aria-hidden="true" {
             circle cx="4" cy="10" r="2.4" {}
@@ -339,7 +339,7 @@ fn target_table(targets: &[Target]) -> Markup {
 
 fn flame_button(key: &str, value: &str) -> Markup {
     let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
-    let link = format!("/debug/pprof/flamegraph?{key}={value}&seconds={PROFILE_SECONDS}");
+    let link = format!("/flamegraph?{key}={value}&seconds={PROFILE_SECONDS}");
     html! {
         a.flame href=(link) target="_blank" rel="noopener" data-seconds=(PROFILE_SECONDS)
             title={ "Sample its CPU for " (PROFILE_SECONDS) " s and draw a flamegraph" } { "Flamegraph" }
@@ -361,7 +361,7 @@ fn footer(version: &str) -> Markup {
                 a href="/metrics" { "metrics" }
                 a href="/targets" { "targets" }
                 a href="/health/detailed" { "health" }
-                a href="/debug/pprof/flamegraph?seconds=5" { "flamegraph of the host" }
+                a href="/flamegraph?seconds=5" { "flamegraph of the host" }
                 a href="/debug/pprof/profile?seconds=5" { "pprof of the host" }
             }
             p { "Telltale " (version) }
@@ -429,7 +429,7 @@ fn ports(ports: &[u16]) -> String {
 }
 
 /// The mark in the accent colour, for the tab.
-const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 -4 28 28' \
+pub(super) const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 -4 28 28' \
     fill='none' stroke='%230f766e' stroke-width='2.6' stroke-linecap='round'%3E%3Ccircle cx='4' cy='10' \
     r='2.4' fill='%230f766e' stroke='none'/%3E%3Cpath d='M6 9c4-6 8-6 11-3s6 3 9-1'/%3E%3Cpath \
     d='M6 11.5c4 5 8 5 11 2.5s6-2.5 9 1'/%3E%3C/svg%3E";

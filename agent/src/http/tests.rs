@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::config::ProfileConfig;
 use crate::sink::Sink as _;
 use crate::sink::fixtures::{process, search};
 
@@ -170,18 +171,18 @@ async fn the_page_allows_nothing_but_its_own_style_and_script() {
 
 #[tokio::test]
 async fn an_unknown_path_lists_what_there_is() {
-    let profiles = Router::new().route("/debug/pprof/profile", get(|| async { "profile" }));
+    let profiles = profile::router(None, ProfileConfig::default());
     let api = Running::start(profiles);
     let (status, _, body) = api.get("/metricz").await;
     assert_eq!(status, 404);
     // Whatever the text promises is there.
     let paths = body.lines().filter_map(|line| line.strip_prefix("GET "));
     for path in paths.map(|line| line.split_whitespace().next().unwrap()) {
-        if path != "/debug/pprof/flamegraph" {
-            assert_ne!(api.get(path).await.0, 404, "{path}");
-        }
+        assert_ne!(api.get(path).await.0, 404, "{path}");
     }
-    assert_eq!(api.get("/debug/pprof/profile").await.2, "profile");
+    let (status, _, reason) = api.get("/debug/pprof/profile").await;
+    assert_eq!(status, 503);
+    assert!(reason.contains("no profiler"), "{reason}");
 }
 
 #[tokio::test]

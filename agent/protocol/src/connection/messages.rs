@@ -19,8 +19,8 @@ enum Next {
     Tunnel,
     /// Nothing tells where the answer ends.
     Unframed,
-    /// It is no answer to any request that was seen.
-    Orphan,
+    /// It is no answer to any request that was seen; if its request was like most, it is framed so.
+    Orphan(Option<Framing>),
 }
 
 impl Connection {
@@ -81,6 +81,7 @@ impl Connection {
             self.set_request_direction(direction);
         }
         let role = role(direction);
+        self.heads[role as usize] += 1;
         let mut entry = match &parsed {
             Some(parsed) => InFlight::new(role, parsed, head.first_ns, head.last_ns),
             None => InFlight::unparsed(role, head.first_ns, head.last_ns),
@@ -142,7 +143,9 @@ impl Connection {
             return;
         }
         let gap_ns = self.stream(direction).take_gap_ns();
+        let is_whole = self.pairing.is_whole();
         let requests = self.stream(direction.opposite());
+        let is_older = !is_whole && requests.is_older_at(head.first_ns);
         let gaps = AnswerGaps {
             gap_ns,
             // Where a request's framing is lost, its body may be the next request.
@@ -154,7 +157,12 @@ impl Connection {
             .pairing
             .answer(head.first_ns, gaps, &mut resynchronized);
         let next = match (answered, &parsed) {
-            (None, _) => Next::Orphan,
+            (None, parsed) => Next::Orphan(
+                parsed
+                    .as_ref()
+                    .filter(|_| head.complete)
+                    .and_then(|parsed| parsed.framing("GET")),
+            ),
             (Some(entry), None) => {
                 entry.spoil_answer(head.first_ns, head.last_ns);
                 Next::Unframed
@@ -188,10 +196,14 @@ impl Connection {
                 stream.decoder.lose_step(LossReason::Garbage, false);
                 self.emit_done();
             }
-            Next::Orphan => {
-                let reason = LossReason::OrphanResponse;
+            Next::Orphan(framing) => {
+                let reason = if is_older {
+                    LossReason::BeforeAgent
+                } else {
+                    LossReason::OrphanResponse
+                };
                 stream.note_gap();
-                stream.decoder.lose_step(reason, true);
+                stream.decoder.lose_step_behind(reason, framing);
                 self.losses.count(reason, head.bytes.len() as u64);
             }
         }

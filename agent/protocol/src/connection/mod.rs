@@ -34,6 +34,8 @@ pub struct Connection {
     /// The newest request is under way.
     request_open: bool,
     search_cluster: Option<Cluster>,
+    /// Request heads that [`Self::poll_heads`] has not told of, by role.
+    heads: [u64; 2],
     observations: VecDeque<Exchange>,
     losses: Losses,
 }
@@ -51,6 +53,7 @@ impl Connection {
             parking: Parking::default(),
             request_open: false,
             search_cluster: None,
+            heads: [0; 2],
             observations: VecDeque::new(),
             losses: Losses::default(),
         }
@@ -149,6 +152,15 @@ impl Connection {
             self.observations = VecDeque::new();
         }
         next
+    }
+
+    /// How many request heads were seen since the last call, one role at a time; `None` when there
+    /// is nothing more. Each of them is in flight, or has been an exchange.
+    pub fn poll_heads(&mut self) -> Option<(Role, u64)> {
+        [Role::Client, Role::Server].into_iter().find_map(|role| {
+            let heads = std::mem::take(&mut self.heads[role as usize]);
+            (heads > 0).then_some((role, heads))
+        })
     }
 
     /// What was seen and is not reported, since the last call, one reason at a time; `None` when
