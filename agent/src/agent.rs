@@ -17,6 +17,7 @@ use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
+use crate::cluster_poll;
 use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
@@ -189,6 +190,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Serve until told to end.
     let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
+    let cluster_poll = cluster_poll::start(
+        &config.elasticsearch.poll,
+        prometheus.clone(),
+        metrics.losses.clone(),
+        health.clone(),
+    );
     let targets = Arc::new(move || processes.list());
     let push = push.map(|push| tokio::spawn(push.run()));
     let api = Api {
@@ -211,8 +218,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
-    if let Some(push) = push {
-        push.abort();
+    for task in [cluster_poll, push].into_iter().flatten() {
+        task.abort();
     }
     kernel_log.abort();
     measuring.abort();

@@ -11,6 +11,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -323,6 +324,31 @@ pub struct ElasticsearchConfig {
     pub endpoints: Vec<String>,
     /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
     pub query_text: bool,
+    /// Asking clusters for their health.
+    pub poll: PollConfig,
+}
+
+/// Asking clusters for their health, for those that nobody else asks. Off while `endpoints` is empty.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PollConfig {
+    /// `http://host:port`, with a path where a proxy has the API behind one.
+    pub endpoints: Vec<String>,
+    /// How often each is asked.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+    /// File with the value of the `Authorization` header: `ApiKey …`, `Basic …`.
+    pub authorization_file: Option<PathBuf>,
+}
+
+impl Default for PollConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            interval: Duration::from_secs(30),
+            authorization_file: None,
+        }
+    }
 }
 
 /// CPU profiles: what a request may ask for, and what is taken without being asked.
