@@ -8,7 +8,9 @@ mod mapping;
 mod profile;
 mod stack;
 mod store;
+pub mod unwind;
 
+pub use ebpf_common::unwind::StackEnd;
 pub use mapping::{BuildId, Mapping};
 pub use profile::{Frame, FrameIndex, MappingIndex, Profile, Sample, SymbolizedFrame};
 pub use stack::{StackTrace, Thread, Unwind};

@@ -111,7 +111,7 @@ mod tests {
         StackTrace {
             kernel: Box::default(),
             user: addresses.into(),
-            truncated: false,
+            ..StackTrace::default()
         }
     }
 

@@ -4,6 +4,7 @@
 //! a request at another rate is turned away with the time that it would have to wait.
 
 mod session;
+pub mod unwind;
 mod work;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::process::{Process, ProcessTable};
 use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
 use session::Collected;
+use unwind::Unwinder;
 
 /// Highest sampling rate.
 pub const MAX_HZ: u32 = 997;
@@ -163,12 +165,13 @@ impl Profiler {
     /// # Errors
     /// When the thread can't be started.
     pub fn new(
-        sampler: Sampler,
+        mut sampler: Sampler,
         processes: Arc<ProcessTable>,
         samples: Option<ProfileSamples>,
     ) -> std::io::Result<Self> {
         let (begin, requests) = mpsc::channel();
-        let worker = work::Worker::new(sampler, Arc::clone(&processes));
+        let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
+        let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes));
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&requests))?;

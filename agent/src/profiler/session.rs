@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_common::sample::{SampleKey, stack_flags};
-use profile::{StackTrace, Store, Thread};
+use profile::{StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
 use super::{ProfileError, ProfileRequest, Target};
@@ -201,11 +201,13 @@ fn thread(key: &SampleKey) -> Thread {
 }
 
 fn stack(sample: &RawSample<'_>) -> StackTrace {
-    let cut = stack_flags::KERNEL_TRUNCATED | stack_flags::USER_TRUNCATED;
+    let flags = sample.key.flags;
     StackTrace {
         kernel: sample.kernel.into(),
         user: sample.user.into(),
-        truncated: sample.key.flags & cut != 0,
+        truncated: flags & stack_flags::KERNEL_TRUNCATED != 0,
+        end: StackEnd::of_flags(flags),
+        by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
     }
 }
 
@@ -233,7 +235,7 @@ mod tests {
             pid,
             tid: pid,
             epoch,
-            flags: stack_flags::USER_TRUNCATED,
+            flags: stack_flags::KERNEL_TRUNCATED,
             comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
         }
     }

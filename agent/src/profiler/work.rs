@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ebpf_common::sample::SampleKey;
 
 use super::session::{Begin, Session};
+use super::unwind::Unwinder;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
@@ -18,6 +19,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How often counts are read.
 const EPOCH: Duration = Duration::from_millis(500);
+
+/// How long a profile waits for the unwind rows of the processes that it is of.
+const PREPARATION: Duration = Duration::from_millis(300);
 
 /// Most process images that a service name is kept for.
 const MAX_SERVICES: usize = 8192;
@@ -36,14 +40,16 @@ pub(super) struct Worker {
 struct Known {
     images: Images,
     services: HashMap<ImageKey, Arc<str>>,
+    unwinder: Unwinder,
 }
 
 impl Worker {
     /// Nothing is sampled yet.
-    pub(super) fn new(sampler: Sampler, processes: Arc<ProcessTable>) -> Self {
+    pub(super) fn new(sampler: Sampler, unwinder: Unwinder, processes: Arc<ProcessTable>) -> Self {
         let known = Known {
             images: Images::new("/proc"),
             services: HashMap::new(),
+            unwinder,
         };
         Self {
             sampler,
@@ -204,6 +210,7 @@ impl Worker {
         let targets = if every {
             Targets::Every
         } else {
+            self.known.unwinder.prepare(&pids, PREPARATION);
             Targets::Pids(pids)
         };
         self.epoch = self.sampler.set_targets(&targets)?;
@@ -267,6 +274,7 @@ impl Known {
             image: key.image,
         };
         self.images.observe(image, key.tid, user);
+        self.unwinder.observe(key);
         if self.services.len() < MAX_SERVICES {
             self.services
                 .entry(image)
