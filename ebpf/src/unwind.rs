@@ -204,12 +204,8 @@ impl Walk {
             self.is_interrupted = 1;
             interrupted(frame, &machine)
         } else {
-            let next = caller_by_frame_pointer(frame, &machine);
-            // That there is none is known exactly, where every rule until here was.
-            if frame.fp != 0 {
-                self.flags |= stack_flags::BY_FRAME_POINTER;
-            }
-            next
+            self.flags |= stack_flags::BY_FRAME_POINTER;
+            caller_by_frame_pointer(frame, &machine)
         };
         match next {
             Ok(next) => {

@@ -261,7 +261,7 @@ impl FrameTable {
         if stack.truncated || stack.end == StackEnd::Depth {
             return Unwind::Truncated;
         }
-        // The ABI marks the outermost frame by a frame pointer of zero, and rules keep that register.
+        // By rules alone, to a return address of zero.
         let is_marked = stack.end == StackEnd::Zero && !stack.by_frame_pointer;
         if stack.end == StackEnd::Outermost || is_marked {
             return Unwind::Complete;

@@ -21,8 +21,8 @@ pub const BLOCK_ROWS: usize = 1024;
 /// Elements of `UNWIND_ROWS`: 16 MiB, 4 million rows.
 pub const MAX_BLOCKS: usize = 4096;
 
-/// Elements of `UNWIND_PAGES`: 256 MiB of code.
-pub const MAX_PAGES: usize = 256 * 1024;
+/// Elements of `UNWIND_PAGES`: 3 MiB, for 768 MiB of code.
+pub const MAX_PAGES: usize = 768 * 1024;
 
 /// Elements of `UNWIND_RULES`; a row has 16 bits for its rule.
 pub const MAX_RULES: usize = 32 * 1024;

@@ -9,7 +9,7 @@ use gimli::{
 
 use super::Statistics;
 use super::elf::{CodeSegment, UnwindSections};
-use super::rule::{self, Reader};
+use super::rule::{self, Reader, Storage};
 use super::table::{Builder, UnwindTable};
 
 /// Common entries that are kept parsed: files have a handful.
@@ -82,7 +82,7 @@ struct Evaluation<'data, 'bases, S: UnwindSection<Reader<'data>>> {
     section: S,
     bases: &'bases BaseAddresses,
     common: HashMap<usize, CommonInformationEntry<Reader<'data>>>,
-    context: Box<UnwindContext<usize>>,
+    context: Box<UnwindContext<usize, Storage>>,
     /// Bytes of instructions that may still be executed. Each function executes its common
     /// entry's as well, so that a file could ask for the square of its length.
     budget: usize,
@@ -98,7 +98,7 @@ where
             section,
             bases,
             common: HashMap::new(),
-            context: Box::default(),
+            context: Box::new(UnwindContext::new_in()),
             budget: len.saturating_mul(4),
         }
     }

@@ -3,11 +3,21 @@
 use ebpf_common::unwind::{UnwindRule, cfa_kind, fp_kind};
 use gimli::{
     CfaRule, EndianSlice, Expression, LittleEndian, Operation, Register, RegisterRule,
-    UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
+    UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
 };
 
 /// How sections are read.
 pub(super) type Reader<'data> = EndianSlice<'data, LittleEndian>;
+
+/// Room for the registers of a row and for rows that are remembered. gimli's own has 192 registers,
+/// whose copying took most of the time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Storage;
+
+impl UnwindContextStorage<usize> for Storage {
+    type Rules = [(Register, RegisterRule<usize>); 24];
+    type Stack = [UnwindTableRow<usize, Self>; 8];
+}
 
 /// How DWARF expressions are encoded in a call frame's rules.
 const ENCODING: gimli::Encoding = gimli::Encoding {
@@ -22,7 +32,7 @@ const MAX_OPERATIONS: usize = 9;
 /// The rule of a row; [`cfa_kind::UNSUPPORTED`] for what is not followed.
 pub(super) fn of_row<'data, S: UnwindSection<Reader<'data>>>(
     section: &S,
-    row: &UnwindTableRow<usize>,
+    row: &UnwindTableRow<usize, Storage>,
     is_signal_trampoline: bool,
 ) -> UnwindRule {
     convert(section, row, is_signal_trampoline).unwrap_or(UNSUPPORTED)
@@ -33,7 +43,7 @@ pub(super) const UNSUPPORTED: UnwindRule = UnwindRule::new(cfa_kind::UNSUPPORTED
 
 fn convert<'data, S: UnwindSection<Reader<'data>>>(
     section: &S,
-    row: &UnwindTableRow<usize>,
+    row: &UnwindTableRow<usize, Storage>,
     is_signal_trampoline: bool,
 ) -> Option<UnwindRule> {
     let expression = |expression: &UnwindExpression<usize>| -> Option<Value> {

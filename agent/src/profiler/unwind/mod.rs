@@ -26,7 +26,7 @@ use self::pool::Pool;
 use self::tables::{LoadError, TableKey, Tables};
 use crate::probes::release_memory;
 use crate::probes::unwind_maps::UnwindMaps;
-use crate::symbolize::executable::{Executable, FileIdentity};
+use crate::symbolize::executable::FileIdentity;
 use crate::symbolize::image::open_mapped;
 use crate::symbolize::maps::{self, MapsEntry};
 
@@ -41,6 +41,10 @@ const CLEANING: Duration = Duration::from_secs(10);
 
 /// How long room that was given up is left alone: programs that still read it take microseconds.
 const REST: Duration = Duration::from_millis(20);
+
+/// How long a process stays at least: where all that is sampled at a time has no room, some of it is
+/// walked by frame pointers, and nothing is built over and over.
+const STAY: Duration = Duration::from_secs(10);
 
 /// Files whose content is remembered.
 const MAX_FILES: usize = 8192;
@@ -297,8 +301,9 @@ impl Worker {
         {
             return Some(known.clone());
         }
-        let known =
-            executable.with_unwind_sections(|sections| self.load_table(&executable, sections))?;
+        // Where there was no room, it is tried again with the next process.
+        let known = executable
+            .with_unwind_sections(|sections| self.load_table(executable.path(), sections))??;
         if self.files.len() >= MAX_FILES {
             self.files.clear();
         }
@@ -307,12 +312,17 @@ impl Worker {
         Some(known)
     }
 
-    fn load_table(&mut self, executable: &Executable, sections: &UnwindSections<'_>) -> KnownFile {
-        let code = sections.code().to_vec();
-        let table = (!sections.is_empty())
-            .then(|| self.ensure_table(executable.path(), sections))
-            .flatten();
-        KnownFile { code, table }
+    /// What is known of a file from now on; `None` where its table found no room.
+    fn load_table(&mut self, path: &str, sections: &UnwindSections<'_>) -> Option<KnownFile> {
+        let table = if sections.is_empty() {
+            None
+        } else {
+            Some(self.ensure_table(path, sections)?)
+        };
+        Some(KnownFile {
+            code: sections.code().to_vec(),
+            table,
+        })
     }
 
     /// Builds and loads the table of `sections`, unless an equal one is there. Where there is no
@@ -356,11 +366,7 @@ impl Worker {
         let memory = File::open(self.proc_root.join(format!("{own}/mem"))).ok()?;
         memory.read_exact_at(&mut bytes, entry.start).ok()?;
         let sections = UnwindSections::of_elf(&*bytes).ok()?;
-        let table = self.ensure_table("[vdso]", &sections);
-        Some(KnownFile {
-            code: sections.code().to_vec(),
-            table,
-        })
+        self.load_table("[vdso]", &sections)
     }
 
     /// The kernel's form of a range, whose table counts as used from now on.
@@ -449,6 +455,7 @@ impl Worker {
         let Some(pid) = self
             .processes
             .iter()
+            .filter(|(_, known)| known.loaded.elapsed() >= STAY)
             .min_by_key(|(_, known)| known.loaded)
             .map(|(pid, _)| *pid)
         else {
