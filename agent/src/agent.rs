@@ -7,14 +7,13 @@
 //! ```
 
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use aya::sys::{Stats, enable_stats};
 use prometheus::Registry;
-use protocol::Limits;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
@@ -22,20 +21,23 @@ use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
+use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::Connections;
+use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
+use crate::push::PushError;
 use crate::routes::{Routes, RoutesError};
 use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
 use crate::sink::prometheus::PrometheusSink;
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
 use crate::tracker::Shared;
@@ -70,6 +72,9 @@ pub enum AgentError {
     /// The span exporter.
     #[error(transparent)]
     Otlp(#[from] OtlpError),
+    /// Where profiles are sent to.
+    #[error("profile.push: {0}")]
+    Push(#[from] PushError),
     /// Metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -100,14 +105,13 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // The kernel side: loaded now, attached once its rings are drained.
     start::mount_filesystems();
     let mut loaded = load(&start::load_options(&config))?;
-    // Counting run time costs some 20 ns an event; the descriptor keeps it on.
-    let statistics = enable_stats(Stats::RunTime)
-        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"));
+    let statistics = start::enable_program_statistics(&config);
     start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
     let prometheus = PrometheusSink::new(&registry, &start::prometheus_options(&config), &metrics)?;
     let summary = Summary::new();
+    let slow = SlowCalls::default();
     let otlp = match start::otlp_options(&config) {
         Some(options) => Some(OtlpSink::start(
             options,
@@ -118,8 +122,11 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         None => None,
     };
     let sinks = || {
-        let mut sinks: Vec<Box<dyn Sink>> =
-            vec![Box::new(prometheus.worker()), Box::new(summary.worker())];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![
+            Box::new(prometheus.worker()),
+            Box::new(summary.worker()),
+            Box::new(slow.worker()),
+        ];
         sinks.extend(
             otlp.iter()
                 .map(|otlp| Box::new(otlp.worker()) as Box<dyn Sink>),
@@ -139,20 +146,33 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
         clusters: Clusters::new(&config.elasticsearch.endpoints),
+        older_sockets: OnceLock::new(),
+        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
-        limits: Limits::default(),
+        limits: start::limits(&config),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
-    let profile_routes =
-        start::profile_routes(&mut loaded, &config, &processes, &metrics, &health)?;
+    let host_name = Arc::from(OtlpOptions::default().host_name);
+    let (profile_routes, push) = start::profile_routes(
+        &mut loaded,
+        &config,
+        &processes,
+        &metrics,
+        &health,
+        &host_name,
+    )?;
 
     let kernel_log = start::follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
-    start::report_probes(&attach::attach(&mut loaded)?, loaded.use_marks, &health);
+    start::report_probes(&attach::attach(&mut loaded)?, loaded.tap, &health);
+    // Whatever is not among these now has all of its bytes seen.
+    shared
+        .older_sockets
+        .get_or_init(|| OlderSockets::scan(Path::new("/proc")));
     let Loaded { ebpf, btf, .. } = loaded;
     drop(btf);
     release_memory();
@@ -170,11 +190,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // Serve until told to end.
     let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
     let targets = Arc::new(move || processes.list());
-    let host_name = Arc::from(OtlpOptions::default().host_name);
+    let push = push.map(|push| tokio::spawn(push.run()));
     let api = Api {
         registry,
         health: health.clone(),
         summary,
+        slow,
         targets,
         host_name,
     };
@@ -190,6 +211,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
+    if let Some(push) = push {
+        push.abort();
+    }
     kernel_log.abort();
     drop(programs);
     drop(statistics);

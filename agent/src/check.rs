@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::config::Tap;
 use crate::probes::attach::{self, ProbeReport};
 use crate::probes::load::{LoadOptions, Loaded, TapVariant, load};
 use crate::probes::sampler::{self, Variant};
@@ -90,7 +91,7 @@ impl Report {
 
 /// Looks at everything that the agent needs. Loads and verifies every program; attaches none.
 #[must_use]
-pub fn check(tap: TapVariant) -> Report {
+pub fn check(tap: Tap) -> Report {
     let mut report = Report {
         lines: Vec::new(),
         advice: Vec::new(),
@@ -121,16 +122,12 @@ pub fn check(tap: TapVariant) -> Report {
 }
 
 fn check_programs(report: &mut Report, loaded: &mut Loaded) {
-    let (verdict, detail) = if loaded.use_marks {
-        (
-            Verdict::Ok,
-            "sys_exit, marked by sock_send_length and sock_recv_length",
-        )
-    } else {
-        (
+    let (verdict, detail) = match loaded.tap {
+        TapVariant::Socket => (Verdict::Ok, "socket: sock_send_length and sock_recv_length"),
+        TapVariant::Walk => (
             Verdict::Fallback,
-            "sys_exit, walking from the descriptor (marks need Linux 6.3)",
-        )
+            "walk: sys_exit, from the descriptor to the socket (socket needs Linux 6.3)",
+        ),
     };
     report.add("tap", verdict, detail);
     for ProbeReport { probe, result } in attach::verify(loaded) {

@@ -59,9 +59,21 @@ pub struct ProfileArgs {
     /// Profile every process of a service
     #[arg(long, group = "target", value_name = "NAME")]
     pub service: Option<String>,
+    /// Profile one thread
+    #[arg(long, group = "target", value_name = "TID")]
+    pub tid: Option<u32>,
+    /// Profile every process of a container
+    #[arg(long, group = "target", value_name = "ID")]
+    pub container: Option<String>,
+    /// Profile every process of a cgroup and of those below it (/system.slice/nginx.service)
+    #[arg(long, group = "target", value_name = "PATH")]
+    pub cgroup: Option<String>,
     /// Profile the whole machine
     #[arg(long, group = "target")]
     pub all: bool,
+    /// Only threads of this name
+    #[arg(long, value_name = "NAME")]
+    pub thread: Option<String>,
     /// How long, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub seconds: u64,

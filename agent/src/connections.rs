@@ -75,6 +75,8 @@ pub struct Origin {
     pub pid: u32,
     /// When that was.
     pub opened_ns: u64,
+    /// The socket's inode number; `None` where earlier records may have been lost.
+    pub inode: Option<u64>,
 }
 
 impl From<&ConnectionOpened> for Origin {
@@ -85,6 +87,7 @@ impl From<&ConnectionOpened> for Origin {
             remote: endpoint(opened.family, opened.remote_address, opened.remote_port),
             pid: opened.pid,
             opened_ns: opened.time_ns,
+            inode: Some(opened.inode),
         }
     }
 }
@@ -101,6 +104,7 @@ impl Origin {
             remote: endpoint(state.family, remote, remote_port),
             pid: state.pid,
             opened_ns: state.opened_ns,
+            inode: None,
         }
     }
 }

@@ -46,7 +46,7 @@ fn run() -> anyhow::Result<ExitCode> {
                 .config
                 .as_deref()
                 .map_or(Ok(Config::default()), Config::from_file)?;
-            let report = check::check(config.tap.into());
+            let report = check::check(config.tap);
             print!("{}", report.to_text());
             Ok(if report.is_able() {
                 ExitCode::SUCCESS

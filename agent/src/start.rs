@@ -1,12 +1,15 @@
 //! The steps of the start, each by itself; `agent.rs` has their order.
 
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
+use protocol::Limits;
 use tokio::task::JoinHandle as JoinTask;
 
 use crate::agent::AgentError;
@@ -14,19 +17,23 @@ use crate::config::{Config, LogLevel};
 use crate::health::{Health, Status};
 use crate::http;
 use crate::probes::attach::ProbeReport;
-use crate::probes::load::{LoadOptions, Loaded, RING_MAPS};
+use crate::probes::load::{LoadOptions, Loaded, RING_MAPS, TapVariant};
 use crate::probes::maps::KernelLosses;
 use crate::probes::mounts;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::Profiler;
+use crate::profiler::{Continuous, Profiler};
+use crate::push::Push;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::OtlpOptions;
 use crate::sink::prometheus::PrometheusOptions;
 use crate::tracker::Shared;
 use crate::worker::Worker;
+
+/// Bytes of a query's masked text that are kept, where it is asked for.
+const QUERY_TEXT_BYTES: usize = 1024;
 
 /// How often the kernel side's log is read.
 const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
@@ -38,8 +45,20 @@ pub(crate) fn load_options(config: &Config) -> LoadOptions {
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
-        tap: config.tap.into(),
+        tap: config.tap,
         verbose: config.log.level >= LogLevel::Debug,
+    }
+}
+
+/// Bounds of one connection.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits {
+        query_text_bytes: if config.elasticsearch.query_text {
+            QUERY_TEXT_BYTES
+        } else {
+            0
+        },
+        ..Limits::default()
     }
 }
 
@@ -91,6 +110,17 @@ pub(crate) fn watch_kernel_losses(
             .collect()
     }));
     Ok(())
+}
+
+/// Has the kernel measure each run of a program, where that is wanted, until the descriptor is
+/// dropped.
+pub(crate) fn enable_program_statistics(config: &Config) -> Option<OwnedFd> {
+    if !config.metrics.program_statistics {
+        return None;
+    }
+    enable_stats(Stats::RunTime)
+        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"))
+        .ok()
 }
 
 /// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each
@@ -149,24 +179,27 @@ fn guard(index: usize, health: &Health, work: impl FnOnce()) {
     }
 }
 
-/// The profiler behind its endpoints; none of them where this kernel does not let it sample.
+/// The profiler behind its endpoints, and what sends its profiles to others; neither of them where
+/// this kernel does not let it sample.
 pub(crate) fn profile_routes(
     loaded: &mut Loaded,
     config: &Config,
     processes: &Arc<ProcessTable>,
     metrics: &SelfMetrics,
     health: &Health,
-) -> Result<Router, AgentError> {
+    host_name: &Arc<str>,
+) -> Result<(Router, Option<Push>), AgentError> {
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
             let samples = metrics.profile_samples.clone();
-            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples))
+            let continuous = continuous(config, metrics);
+            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples), continuous)
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
-            Ok(http::profile::router(
-                Some(profiler),
-                config.profile.clone(),
-            ))
+            let push = &config.profile.push;
+            let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
+            let router = http::profile::router(Some(profiler), config.profile.clone());
+            Ok((router, push))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -175,13 +208,25 @@ pub(crate) fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok(http::profile::router(None, config.profile.clone()))
+            Ok((http::profile::router(None, config.profile.clone()), None))
         }
     }
 }
 
+/// What the configuration says of continuous profiling; `None` where it is off.
+fn continuous(config: &Config, metrics: &SelfMetrics) -> Option<Continuous> {
+    let continuous = &config.profile.continuous;
+    (continuous.hz > 0).then(|| Continuous {
+        hz: continuous.hz,
+        window: continuous.window,
+        retention: continuous.retention,
+        max_bytes: continuous.max_bytes as usize,
+        dropped: metrics.losses.counter("profiler", "history_full"),
+    })
+}
+
 /// Logs what became of each probe and shows fallbacks as degraded health.
-pub(crate) fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &Health) {
+pub(crate) fn report_probes(reports: &[ProbeReport], tap: TapVariant, health: &Health) {
     let mut reasons = Vec::new();
     for ProbeReport { probe, result } in reports {
         match result {
@@ -193,7 +238,7 @@ pub(crate) fn report_probes(reports: &[ProbeReport], use_marks: bool, health: &H
             }
         }
     }
-    tracing::debug!(tap = if use_marks { "marks" } else { "walk" });
+    tracing::debug!(?tap);
     let status = if reasons.is_empty() {
         Status::Healthy
     } else {

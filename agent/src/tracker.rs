@@ -3,10 +3,11 @@
 //! Records of a connection are in order within its ring, so that a tracker shares nothing with
 //! the others but what it looks up: processes, routes, known clusters.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use ebpf_common::connection::{ConnectionClosed, SocketData, closed, data_flags};
+use ebpf_common::loss::LossReason;
 use hashbrown::HashSet;
 use protocol::observation::{Exchange, Role};
 use protocol::{CloseReason, Cursor, Direction, Limits, Segment};
@@ -15,13 +16,26 @@ use crate::clusters::Clusters;
 use crate::connections::{Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
 use crate::observation::{Endpoint, Observation};
+use crate::older_sockets::OlderSockets;
 use crate::probes;
+use crate::probes::maps::KernelLosses;
 use crate::process::{Process, ProcessTable};
 use crate::process_events::ProcessEvents;
 use crate::routes::Routes;
 use crate::selection::Selection;
 use crate::self_metrics::{Exchanges, InFlight, Losses};
 use crate::sink::Sink;
+
+/// What a tracker itself counts: stage and reason.
+const LOSSES: [(&str, &str); 4] = [MALFORMED, WRONG_RING, CONNECTIONS_FULL, UNKNOWN_CONNECTION];
+/// A record that no program of this version writes.
+const MALFORMED: (&str, &str) = ("decode", "malformed");
+/// A record of processes among those of sockets.
+const WRONG_RING: (&str, &str) = ("decode", "wrong_ring");
+/// A connection that had to go for another one.
+const CONNECTIONS_FULL: (&str, &str) = ("worker", "connections_full");
+/// A record of a connection whose opening was lost and that the kernel has forgotten.
+const UNKNOWN_CONNECTION: (&str, &str) = ("worker", "unknown_connection");
 
 /// What all workers look things up in.
 pub struct Shared {
@@ -35,6 +49,10 @@ pub struct Shared {
     pub routes: Routes,
     /// Endpoints known to be clusters.
     pub clusters: Clusters,
+    /// Which sockets were there before the agent saw traffic; empty until that is known.
+    pub older_sockets: OnceLock<OlderSockets>,
+    /// What the kernel side could not pass on.
+    pub kernel_losses: KernelLosses,
     /// How far the kernel has seen connections come.
     pub kernel: probes::maps::Connections,
     /// Whatever is seen and not reported.
@@ -63,6 +81,13 @@ impl Tracker {
     pub fn new(shared: Arc<Shared>, sinks: Vec<Box<dyn Sink>>, capacity: usize) -> Self {
         let in_flight = shared.exchanges.worker();
         let connections = Connections::new(capacity);
+        // A reason that never was shows as zero.
+        for reason in protocol::LossReason::ALL {
+            shared.losses.add("protocol", reason.as_str(), 0);
+        }
+        for (stage, reason) in LOSSES {
+            shared.losses.add(stage, reason, 0);
+        }
         Self {
             shared,
             sinks,
@@ -93,23 +118,40 @@ impl Tracker {
                 self.open(opened.connection_id, &Origin::from(&opened));
             }
             Ok(Event::ConnectionClosed(event)) => self.handle_closed(&event),
-            Ok(_) => self.shared.losses.add("decode", "wrong_ring", 1),
-            Err(_) => self.shared.losses.add("decode", "malformed", 1),
+            Ok(_) => self.lose(WRONG_RING),
+            Err(_) => self.lose(MALFORMED),
         }
+    }
+
+    fn lose(&self, (stage, reason): (&'static str, &'static str)) {
+        self.shared.losses.add(stage, reason, 1);
     }
 
     fn open(&mut self, id: u64, origin: &Origin) {
         if self.connections.is_full()
             && let Some(oldest) = self.connections.oldest_of_some()
         {
-            self.shared.losses.add("worker", "connections_full", 1);
+            self.lose(CONNECTIONS_FULL);
             self.evict(oldest, origin.opened_ns);
         }
         self.shared.process_events.drain();
         let process = self.shared.processes.lookup(origin.pid);
         let selected = self.is_selected(&process, origin.local.port());
-        let tracked = Tracked::new(origin, process, selected, self.shared.limits);
+        let mut tracked = Tracked::new(origin, process, selected, self.shared.limits);
+        if self.is_seen_from_start(origin) {
+            tracked.connection.handle_open();
+        }
         self.connections.insert(id, tracked);
+    }
+
+    /// Whether no byte moved before the record of the opening. While the kernel's map is full, a
+    /// connection has to wait for its place in it.
+    fn is_seen_from_start(&self, origin: &Origin) -> bool {
+        let older = self.shared.older_sockets.get();
+        older.zip(origin.inode).is_some_and(|(older, inode)| {
+            older.is_younger(inode)
+                && self.shared.kernel_losses.total(LossReason::ConnectionsFull) == 0
+        })
     }
 
     fn is_selected(&self, process: &Process, port: u16) -> bool {
@@ -126,14 +168,14 @@ impl Tracker {
 
     fn handle_data(&mut self, data: &SocketData, captured: &[u8]) {
         let Some(direction) = Direction::from_raw(data.direction) else {
-            self.shared.losses.add("decode", "malformed", 1);
+            self.lose(MALFORMED);
             return;
         };
         let id = data.connection_id;
         if self.connections.get_mut(id).is_none() {
             // The record of its opening was lost; the kernel's map knows the same.
             let Some(state) = self.shared.kernel.get(data.socket, id) else {
-                self.shared.losses.add("worker", "unknown_connection", 1);
+                self.lose(UNKNOWN_CONNECTION);
                 return;
             };
             self.open(id, &Origin::of_state(data.socket, &state));
@@ -146,7 +188,7 @@ impl Tracker {
         if !tracked.selected {
             return;
         }
-        learn_product(tracked, &self.shared.clusters);
+        learn_cluster(tracked, &self.shared.clusters);
         let is_tail = data.flags & data_flags::TAIL != 0;
         let (captured, tail) = if is_tail {
             (&[][..], captured)
@@ -267,6 +309,9 @@ impl Tracker {
         let Some(tracked) = self.connections.get_mut(id) else {
             return;
         };
+        while let Some((role, heads)) = tracked.connection.poll_heads() {
+            self.shared.exchanges.seen(role, heads);
+        }
         while let Some(exchange) = tracked.connection.poll_observation() {
             let observation = observe(tracked, exchange, &self.shared);
             for sink in &mut self.sinks {
@@ -302,10 +347,18 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
             .processes
             .note_seen(tracked.process.pid, port, "http/1.1");
     }
-    if let (Role::Client, Some(call), Endpoint::Inet(remote)) =
-        (exchange.role, &exchange.elasticsearch, tracked.remote)
-    {
-        shared.clusters.learn(remote, call.product);
+    if let Some(call) = &exchange.elasticsearch {
+        // The cluster's end, whichever side is watched.
+        let end = match exchange.role {
+            Role::Client => tracked.remote,
+            Role::Server => tracked.local,
+        };
+        if let Endpoint::Inet(address) = end {
+            shared.clusters.learn(address, call.product, &call.prefix);
+        }
+        for unknown in &call.unknown {
+            shared.losses.add("elasticsearch", unknown.as_str(), 1);
+        }
     }
     let routes = tracked
         .routes
@@ -319,16 +372,19 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     }
 }
 
-/// Tells a connection when its endpoint has turned out to be a cluster.
-fn learn_product(tracked: &mut Tracked, clusters: &Clusters) {
+/// Tells a connection when one of its ends has turned out to be a cluster.
+fn learn_cluster(tracked: &mut Tracked, clusters: &Clusters) {
     let generation = clusters.generation();
     if tracked.clusters_generation == generation {
         return;
     }
     tracked.clusters_generation = generation;
-    if let Endpoint::Inet(remote) = tracked.remote
-        && let Some(product) = clusters.product(remote)
-    {
-        tracked.connection.set_search_product(Some(product));
+    for end in [tracked.remote, tracked.local] {
+        if let Endpoint::Inet(address) = end
+            && let Some(cluster) = clusters.at(address)
+        {
+            tracked.connection.set_search_cluster(cluster);
+            return;
+        }
     }
 }

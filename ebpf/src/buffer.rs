@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Most elements of an I/O vector that are looked at; the rest counts, but is not captured.
-const MAX_VECTOR: u64 = 24;
+pub const MAX_VECTOR: u64 = 24;
 
 /// `sizeof(struct iovec)`
 const IOVEC_BYTES: u64 = 16;
@@ -24,10 +24,8 @@ const IOVEC_BYTES: u64 = 16;
 pub struct UserBuffer {
     /// Address of the only piece; 0 where the call has none (sendfile, splice).
     base: u64,
-    /// Address of an array of `struct iovec`; 0 for a single piece.
-    vector: u64,
-    /// Elements of that array.
-    count: u64,
+    /// Elements of the vector, which the scratch record holds; 0 for a single piece.
+    pieces: u64,
 }
 
 /// What became of a capture.
@@ -43,27 +41,48 @@ pub struct Captured {
 
 impl UserBuffer {
     /// No buffer in user space.
-    pub const NONE: Self = Self {
-        base: 0,
-        vector: 0,
-        count: 0,
+    pub const NONE: Self = Self { base: 0, pieces: 0 };
+
+    /// A buffer whose address could not be read: any use of it is a fault.
+    const UNREADABLE: Self = Self {
+        base: u64::MAX,
+        pieces: 0,
     };
 
     const fn single(base: u64) -> Self {
-        Self {
-            base,
-            vector: 0,
-            count: 0,
+        Self { base, pieces: 0 }
+    }
+
+    /// The buffer of an array of `count` times `struct iovec`, which is copied right away: its
+    /// bytes take long to arrive, and nothing waits for them yet.
+    #[inline(always)]
+    fn of_vector(vector: u64, count: u64, scratch: *mut Scratch) -> Self {
+        let pieces = if count < MAX_VECTOR {
+            count
+        } else {
+            MAX_VECTOR
+        };
+        let bytes = core::hint::black_box(pieces * IOVEC_BYTES);
+        if bytes > MAX_VECTOR * IOVEC_BYTES {
+            return Self::UNREADABLE;
+        }
+        // SAFETY: this CPU's scratch record; at most the whole array.
+        let result = unsafe {
+            let to = &raw mut (*scratch).vector;
+            bpf_probe_read_user(to.cast(), bytes as u32, vector as *const _)
+        };
+        if result == 0 {
+            Self { base: 0, pieces }
+        } else {
+            Self::UNREADABLE
         }
     }
 
     /// The buffer of a `struct msghdr` (`msg_iov` at 16, `msg_iovlen` at 24 on 64-bit machines).
-    fn of_message(message: u64) -> Self {
-        Self {
-            base: 0,
-            vector: read_user(message + 16),
-            count: read_user(message + 24),
-        }
+    #[inline(always)]
+    fn of_message(message: u64, scratch: *mut Scratch) -> Self {
+        let [vector, count]: [u64; 2] = read_user(message + 16);
+        Self::of_vector(vector, count, scratch)
     }
 
     /// The same buffer, of which the verifier knows nothing; see [`Scratch::forget`].
@@ -71,26 +90,27 @@ impl UserBuffer {
     pub fn forget(&self, scratch: *mut Scratch) -> Self {
         Self {
             base: Scratch::forget(scratch, self.base),
-            vector: Scratch::forget(scratch, self.vector),
-            count: Scratch::forget(scratch, self.count),
+            pieces: Scratch::forget(scratch, self.pieces),
         }
     }
 
     /// The first eight bytes, or zero.
     #[inline(always)]
-    pub fn first_word(&self) -> u64 {
-        let base = if self.vector == 0 {
+    pub fn first_word(&self, scratch: *mut Scratch) -> u64 {
+        let base = if self.pieces == 0 {
             self.base
         } else {
-            read_user(self.vector)
+            // SAFETY: this CPU's scratch record.
+            unsafe { (*scratch).vector[0][0] }
         };
-        read_user(base)
+        // A fault costs more than all else that is done for a segment.
+        if base == 0 { 0 } else { read_user(base) }
     }
 
     /// Copies the first `want` of the call's `total` bytes into the scratch record.
     #[inline(always)]
     pub fn capture(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
-        if self.vector != 0 {
+        if self.pieces != 0 {
             return self.capture_vector(total, want, scratch);
         }
         if self.base == 0 {
@@ -126,10 +146,11 @@ impl UserBuffer {
         let mut fault = false;
         let mut index = 0;
         while index < MAX_VECTOR {
-            if index >= self.count {
+            if index >= self.pieces {
                 break;
             }
-            let [base, len]: [u64; 2] = read_user(self.vector + index * IOVEC_BYTES);
+            // SAFETY: as above.
+            let [base, len] = unsafe { (*scratch).vector[index as usize] };
             // SAFETY: as above.
             let mut at = unsafe { walk.read_volatile() };
             let used = if len < at.left { len } else { at.left };
@@ -230,7 +251,7 @@ pub fn direction_of(syscalls: &Syscalls, number: u32) -> Option<Direction> {
 
 /// The buffer of a call, by the arguments that its registers still hold.
 #[inline(always)]
-pub fn buffer_of(regs: u64, number: u32) -> UserBuffer {
+pub fn buffer_of(regs: u64, number: u32, scratch: *mut Scratch) -> UserBuffer {
     let config = config();
     let syscalls = &config.syscalls;
     // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
@@ -245,15 +266,11 @@ pub fn buffer_of(regs: u64, number: u32) -> UserBuffer {
     if number == syscalls.readv || number == syscalls.writev {
         // SAFETY: as above.
         let count = unsafe { load(regs, config.offsets.regs_args[2]) };
-        return UserBuffer {
-            base: 0,
-            vector: second,
-            count,
-        };
+        return UserBuffer::of_vector(second, count, scratch);
     }
     if number == syscalls.sendfile || number == syscalls.splice {
         return UserBuffer::NONE;
     }
     // The first `struct mmsghdr` begins with its `struct msghdr`.
-    UserBuffer::of_message(second)
+    UserBuffer::of_message(second, scratch)
 }

@@ -1,5 +1,7 @@
 //! Every map that more than one module uses, and the read-only configuration.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
@@ -10,9 +12,19 @@ use ebpf_common::{
     loss::LossReason,
 };
 
-/// Set by the agent before load; the verifier sees its fields as constants.
+use crate::buffer::MAX_VECTOR;
+
+/// Set by the agent before load; the verifier sees its fields as constants. Declared as what it is
+/// for the compiler, a value that somebody else may set: a constant would be folded.
 #[unsafe(no_mangle)]
-static CONFIG: Config = Config::EMPTY;
+#[unsafe(link_section = ".rodata.config")]
+static CONFIG: Foreign<Config> = Foreign(UnsafeCell::new(Config::EMPTY));
+
+/// A global that is set outside of the program.
+#[repr(transparent)]
+struct Foreign<T>(UnsafeCell<T>);
+// SAFETY: nothing writes it once programs run.
+unsafe impl<T> Sync for Foreign<T> {}
 
 /// Losses by [`LossReason`], a CPU each, so that counting takes no lock.
 #[btf_map]
@@ -23,59 +35,22 @@ static LOSSES: PerCpuArray<u64, { LossReason::COUNT as usize }> = PerCpuArray::n
 #[btf_map]
 pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 
-/// What `sock_send_length` or `sock_recv_length` told of the call that a thread is in, by thread.
-/// An entry stays until its thread ends: to insert and remove one a call took twice as long.
-#[btf_map]
-pub static MARKS: HashMap<u32, Mark, 32768> = HashMap::new();
-
-/// A call that moved bytes through a socket and has not returned yet.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Mark {
-    /// Address of the `struct sock`.
-    pub socket: u64,
-    /// Bytes moved so far in this call; 0 outside of calls.
-    pub bytes: u64,
-    /// When the last of them were.
-    pub time_ns: u64,
-    /// `MSG_*` flags of the call, where the kernel told them.
-    pub flags: u32,
-    /// An `ebpf_common::connection::Direction`.
-    pub direction: u16,
-    /// The socket's address family.
-    pub family: u16,
-}
-
-/// The mark of a thread; `None` where there is no room for one more.
-#[inline(always)]
-pub fn mark_of(tid: u32) -> Option<*mut Mark> {
-    if let Some(mark) = MARKS.get_ptr_mut(tid) {
-        return Some(mark);
-    }
-    let none = Mark {
-        socket: 0,
-        bytes: 0,
-        time_ns: 0,
-        flags: 0,
-        direction: 0,
-        family: 0,
-    };
-    let _ = MARKS.insert(tid, none, 0);
-    MARKS.get_ptr_mut(tid)
-}
-
-/// A [`SocketData`] record under construction: far larger than the 512 bytes of stack. Twice the
-/// capture limit, because the verifier bounds position and length each by itself.
+/// What a CPU works with: far larger than the 512 bytes of stack. The small things come first and
+/// share a page with the beginning of the record.
 #[repr(C)]
 pub struct Scratch {
-    pub header: SocketData,
-    pub bytes: [u8; 2 * MAX_CAPTURE_BYTES as usize],
+    /// See [`Scratch::forget`].
+    pub forgotten: u64,
     pub walk: VectorWalk,
+    /// The I/O vector of a call: base and length of each piece.
+    pub vector: [[u64; 2]; MAX_VECTOR as usize],
     /// A connection that enters the map, and the record that tells of it.
     pub state: ConnectionState,
     pub opened: ConnectionOpened,
-    /// See [`Scratch::forget`].
-    pub forgotten: u64,
+    /// A record under construction; its bytes follow.
+    pub header: SocketData,
+    /// Twice the capture limit, because the verifier bounds position and length each by itself.
+    pub bytes: [u8; 2 * MAX_CAPTURE_BYTES as usize],
 }
 
 impl Scratch {
@@ -133,9 +108,8 @@ socket_rings!(SOCKET_RING_4 SOCKET_RING_5 SOCKET_RING_6 SOCKET_RING_7);
 /// The configuration, as the verifier's constants.
 #[inline(always)]
 pub fn config() -> &'static Config {
-    // SAFETY: a read-only global that nothing writes after load; the opaque pointer keeps the
-    // compiler from folding the values that the agent replaces.
-    unsafe { &*core::hint::black_box(&raw const CONFIG) }
+    // SAFETY: nothing writes it once programs run.
+    unsafe { &*CONFIG.0.get() }
 }
 
 /// Counts one loss.

@@ -17,7 +17,7 @@ use ebpf_common::{
 
 use crate::{
     kernel::read,
-    maps::{MARKS, PROCESS_RING, config, count_loss},
+    maps::{PROCESS_RING, config, count_loss},
 };
 
 /// An exec record under construction; too large for the 512 bytes of stack.
@@ -73,7 +73,6 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// `sched_process_exit(task, …)`: told for each thread; the last one ends the process.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    let _ = MARKS.remove(bpf_get_current_pid_tgid() as u32);
     let task: u64 = ctx.arg(0);
     let offsets = &config().offsets;
     let signal: u64 = read(task, offsets.task_signal);

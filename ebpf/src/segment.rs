@@ -16,7 +16,7 @@ use crate::{
     buffer::{UserBuffer, last_word},
     detect::{self, Beginning},
     log,
-    maps::{Scratch, config, count_loss, scratch},
+    maps::{Scratch, config, count_loss},
     ring::send,
 };
 
@@ -31,10 +31,22 @@ const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
 pub struct Segment {
     pub socket: u64,
     pub state: *mut ConnectionState,
+    /// Process above, thread below, as `bpf_get_current_pid_tgid` gives them.
+    pub thread: u64,
     pub direction: Direction,
     pub len: u64,
     pub time_ns: u64,
     pub buffer: UserBuffer,
+    /// Where the record is built; holds the buffer's vector.
+    pub scratch: *mut Scratch,
+}
+
+/// Whether a connection's bytes are looked at, still.
+#[inline(always)]
+pub fn is_of_interest(state: *mut ConnectionState) -> bool {
+    // SAFETY: the map's own element, which the caller looked up.
+    let protocol = unsafe { (*state).protocol };
+    !matches!(protocol, protocol_state::OTHER | protocol_state::TLS)
 }
 
 /// Takes a segment in: captures what is wanted of it, and moves the cursor.
@@ -42,12 +54,7 @@ pub struct Segment {
 pub fn handle(segment: &Segment) {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *segment.state };
-    if matches!(state.protocol, protocol_state::OTHER | protocol_state::TLS) {
-        return;
-    }
-    let Some(scratch) = scratch() else {
-        return;
-    };
+    let scratch = segment.scratch;
     let buffer = segment.buffer.forget(scratch);
     let len = Scratch::forget(scratch, segment.len);
     let direction = Scratch::forget(scratch, segment.direction as u64) as u8;
@@ -59,7 +66,7 @@ pub fn handle(segment: &Segment) {
     };
     let turned = state.last_direction != direction;
     // Within a run, only a look at the first bytes tells whether another message begins.
-    if turned || detect::beginning(buffer.first_word()) == Beginning::Message {
+    if turned || detect::beginning(buffer.first_word(scratch)) == Beginning::Message {
         budget = config().capture_bytes;
     }
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
@@ -71,19 +78,16 @@ pub fn handle(segment: &Segment) {
         want = len as u32;
     }
     let want = Scratch::forget(scratch, u64::from(want)) as u32;
-    // SAFETY: this CPU's scratch; preemption is off in tracing programs.
-    let first_word = unsafe { (&raw mut (*scratch).bytes).cast::<u64>() };
-    // SAFETY: as above. What an earlier record left must not be taken for this one's beginning.
-    unsafe { first_word.write_volatile(0) };
-    let captured = buffer.capture(len, want, scratch);
     if turned {
         state.last_direction = direction;
-        // SAFETY: as above.
-        let beginning = detect::beginning(unsafe { first_word.read_volatile() });
-        if !note_beginning(state, beginning) {
+        // Not read from the capture: to wait for its bytes to arrive costs more than all the rest.
+        if state.protocol == protocol_state::UNKNOWN
+            && !note_beginning(state, detect::beginning(buffer.first_word(scratch)))
+        {
             return;
         }
     }
+    let captured = buffer.capture(len, want, scratch);
     // SAFETY: this CPU's scratch; preemption is off in tracing programs.
     let header = unsafe { &mut (*scratch).header };
     *header = SocketData {
@@ -93,8 +97,8 @@ pub fn handle(segment: &Segment) {
         padding: 0,
         captured_len: captured.len,
         connection_id: state.connection_id,
-        pid: (aya_ebpf::helpers::bpf_get_current_pid_tgid() >> 32) as u32,
-        tid: aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32,
+        pid: (segment.thread >> 32) as u32,
+        tid: segment.thread as u32,
         offset_bytes: cursor.offset_bytes,
         len_bytes: len,
         time_ns: segment.time_ns,
@@ -155,13 +159,8 @@ pub fn handle(segment: &Segment) {
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
 fn note_beginning(state: &mut ConnectionState, beginning: Beginning) -> bool {
-    if beginning == Beginning::Message {
-        state.strikes = 0;
-    } else if state.protocol == protocol_state::UNKNOWN {
+    if beginning != Beginning::Message {
         state.strikes += 1;
-    }
-    if state.protocol != protocol_state::UNKNOWN {
-        return true;
     }
     state.protocol = match beginning {
         Beginning::Message => protocol_state::HTTP1,
@@ -185,7 +184,8 @@ fn send_captured(ring: u8, scratch: *mut Scratch, len: u32) {
     }
     send(
         ring,
-        scratch.cast_const().cast(),
+        // SAFETY: this CPU's scratch; the record's bytes follow its header.
+        unsafe { (&raw const (*scratch).header).cast() },
         size_of::<SocketData>() + len as usize,
     );
 }

@@ -1,12 +1,17 @@
-//! The syscall tap: one program on `sys_exit` reads what a call moved.
+//! The taps: what a call moved through a stream socket.
 //!
-//! At `sys_exit` the saved registers still hold the call's arguments, so that no `sys_enter` is
-//! needed. From 6.3 on, `sock_send_length` and `sock_recv_length` fire inside the call with the
-//! typed socket and mark the thread, so that `sys_exit` leaves after one look for every other
-//! call. Before 6.3 it walks from the descriptor to the socket (`walk.rs`).
+//! *Socket* (6.3 and later): `sock_send_length` and `sock_recv_length` fire inside the call with the
+//! typed socket and the count of bytes, and the thread's saved registers still hold the call's
+//! arguments, so that the buffer is found without a probe on system calls: those that are not
+//! socket calls cost nothing at all.
+//!
+//! *Walk* (before 6.3): one program on `sys_exit`, which goes from the descriptor to the socket
+//! (`walk.rs`).
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs,
+    },
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -19,8 +24,8 @@ use crate::{
     buffer::{UserBuffer, buffer_of, direction_of},
     connection::{end, get_or_open, tell_closed},
     kernel::{RECEIVE_SHUTDOWN, SHUTDOWN_MASK, is_followed, load, shutdown},
-    maps::{CONNECTIONS, MARKS, config, count_loss, mark_of},
-    segment::{Segment, handle},
+    maps::{CONNECTIONS, Scratch, config, count_loss, scratch},
+    segment::{Segment, handle, is_of_interest},
     walk,
 };
 
@@ -30,25 +35,27 @@ const NOT_CONSUMED: u32 = 0x2 | 0x2000;
 const DISCARDED: u32 = 0x20;
 /// `-ECONNRESET`
 const RESET: i32 = -104;
+/// `-ENOSYS`: what the result register holds from a call's entry to its end.
+const UNDER_WAY: i64 = -38;
 
 /// `sock_send_length(sk, ret, flags)`, since 6.3.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
     // The kernel passes 0 for the flags of a send.
-    mark(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
+    moved(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
     0
 }
 
 /// `sock_recv_length(sk, ret, flags)`, since 6.3.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
-    mark(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
+    moved(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
     0
 }
 
-/// Notes on the thread that its call moved `moved` bytes through `sock`.
+/// The call that this thread is in moved `len` bytes through `sock`, or failed with `-errno`.
 #[inline(always)]
-fn mark(sock: u64, moved: i32, flags: u32, direction: Direction) {
+fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
     let offsets = &config().offsets;
     // SAFETY: `sock` is the tracepoint's typed argument, the offsets are those of `struct sock`.
     let (family, socket_type) = unsafe {
@@ -64,35 +71,77 @@ fn mark(sock: u64, moved: i32, flags: u32, direction: Direction) {
     if (thread >> 32) as u32 == config().agent_pid {
         return;
     }
-    if moved <= 0 {
-        if direction == Direction::Ingress {
-            receive_ended(sock, moved);
+    if len <= 0 {
+        if matches!(direction, Direction::Ingress) {
+            receive_ended(sock, len);
         }
         return;
     }
-    let Some(mark) = mark_of(thread as u32) else {
-        count_loss(LossReason::MarksFull);
+    let Some(scratch) = scratch() else {
         return;
     };
-    // SAFETY: the map's own element, which only this thread uses.
-    let mark = unsafe { &mut *mark };
-    // SAFETY: no arguments.
-    mark.time_ns = unsafe { bpf_ktime_get_ns() };
-    let direction = direction as u16;
-    if mark.bytes != 0 {
-        if mark.socket == sock && mark.direction == direction {
-            // sendmmsg, sendfile and the like move bytes more than once a call.
-            mark.bytes += moved as u64;
-            return;
-        }
-        // io_uring and kernel users of sockets never reach a `sys_exit` that reads their buffers.
-        count_loss(LossReason::NoSyscall);
+    let buffer = if flags & DISCARDED != 0 {
+        UserBuffer::NONE
+    } else {
+        buffer_of_call(direction, scratch)
+    };
+    let Some(state) = get_or_open(sock, family) else {
+        return;
+    };
+    if !is_of_interest(state) {
+        return;
     }
-    mark.socket = sock;
-    mark.bytes = moved as u64;
-    mark.flags = flags;
-    mark.direction = direction;
-    mark.family = family;
+    handle(&Segment {
+        socket: sock,
+        state,
+        thread,
+        direction,
+        len: len as u64,
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        buffer,
+        scratch,
+    });
+}
+
+/// The buffer of the call that this thread is in; none, counted, where it is no call that moves
+/// bytes this way through the thread's own memory.
+#[inline(always)]
+fn buffer_of_call(direction: Direction, scratch: *mut Scratch) -> UserBuffer {
+    let config = config();
+    let (offsets, syscalls) = (&config.offsets, &config.syscalls);
+    // SAFETY: the helpers give typed pointers, the offsets are those of `pt_regs`.
+    let (regs, syscall, result) = unsafe {
+        let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as u64;
+        (
+            regs,
+            load::<u64>(regs, offsets.regs_syscall) as u32,
+            load::<i64>(regs, offsets.regs_result),
+        )
+    };
+    // io_uring moves bytes on threads of its own, or on the way out of any other call, which has
+    // its result by then. 32-bit programs have other numbers.
+    if result != UNDER_WAY {
+        count_loss(LossReason::NoSyscall);
+        return UserBuffer::NONE;
+    }
+    if syscall == syscalls.sendfile || syscall == syscalls.splice {
+        return UserBuffer::NONE;
+    }
+    if direction_of(syscalls, syscall) != Some(direction) {
+        count_loss(LossReason::UnknownSyscall);
+        return UserBuffer::NONE;
+    }
+    if syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg {
+        // Which of its messages this is, nothing tells.
+        // SAFETY: as above.
+        let messages: u64 = unsafe { load(regs, offsets.regs_args[2]) };
+        if messages as u32 != 1 {
+            count_loss(LossReason::UnknownSyscall);
+            return UserBuffer::NONE;
+        }
+    }
+    buffer_of(regs, syscall, scratch)
 }
 
 /// A read came back without bytes: the end of the stream, or of the connection.
@@ -128,52 +177,15 @@ pub fn receive_ended(sock: u64, result: i32) {
     }
 }
 
-/// `sys_exit(regs, ret)`.
+/// `sys_exit(regs, ret)`, attached before 6.3 alone.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
     let config = config();
     // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
     let syscall = unsafe { load::<u64>(regs, config.offsets.regs_syscall) } as u32;
-    let Some(direction) = direction_of(&config.syscalls, syscall) else {
-        return 0;
-    };
-    if config.use_marks == 0 {
-        walk::handle_exit(regs, syscall, ctx.arg(1));
-        return 0;
-    }
-    let Some(slot) = MARKS.get_ptr_mut(bpf_get_current_pid_tgid() as u32) else {
-        return 0;
-    };
-    // SAFETY: the map's own element, which only this thread uses.
-    let mark = unsafe { *slot };
-    if mark.bytes == 0 {
-        return 0;
-    }
-    // SAFETY: as above.
-    unsafe { (*slot).bytes = 0 };
-    let buffer = if mark.flags & DISCARDED != 0 {
-        UserBuffer::NONE
-    } else if direction as u16 != mark.direction && syscall != config.syscalls.splice {
-        count_loss(LossReason::UnknownSyscall);
-        UserBuffer::NONE
-    } else {
-        buffer_of(regs, syscall)
-    };
-    let direction = if mark.direction == Direction::Egress as u16 {
-        Direction::Egress
-    } else {
-        Direction::Ingress
-    };
-    if let Some(state) = get_or_open(mark.socket, mark.family) {
-        handle(&Segment {
-            socket: mark.socket,
-            state,
-            direction,
-            len: mark.bytes,
-            time_ns: mark.time_ns,
-            buffer,
-        });
+    if let Some(direction) = direction_of(&config.syscalls, syscall) {
+        walk::handle_exit(regs, syscall, direction, ctx.arg(1));
     }
     0
 }

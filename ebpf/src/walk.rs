@@ -4,11 +4,11 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use ebpf_common::{config::Offsets, connection::Direction};
 
 use crate::{
-    buffer::{UserBuffer, buffer_of, direction_of, read_user},
+    buffer::{UserBuffer, buffer_of, read_user},
     connection::get_or_open,
     kernel::{is_followed, load, read},
-    maps::config,
-    segment::{Segment, handle},
+    maps::{config, scratch},
+    segment::{Segment, handle, is_of_interest},
     tap::receive_ended,
 };
 
@@ -28,18 +28,16 @@ const MAX_MESSAGES: u64 = 16;
 
 /// A call that moves bytes has returned `result`.
 #[inline(always)]
-pub fn handle_exit(regs: u64, syscall: u32, result: i64) {
+pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i64) {
     let config = config();
     let (offsets, syscalls) = (&config.offsets, &config.syscalls);
     if result < 0 && result != -104 {
         return;
     }
-    if (bpf_get_current_pid_tgid() >> 32) as u32 == config.agent_pid {
+    let thread = bpf_get_current_pid_tgid();
+    if (thread >> 32) as u32 == config.agent_pid {
         return;
     }
-    let Some(mut direction) = direction_of(syscalls, syscall) else {
-        return;
-    };
     let argument = |index: usize| -> u64 {
         // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
         unsafe { load(regs, offsets.regs_args[index]) }
@@ -91,21 +89,28 @@ pub fn handle_exit(regs: u64, syscall: u32, result: i64) {
             index += 1;
         }
     }
+    let Some(scratch) = scratch() else {
+        return;
+    };
     let buffer = if flags & DISCARDED != 0 {
         UserBuffer::NONE
     } else {
-        buffer_of(regs, syscall)
+        buffer_of(regs, syscall, scratch)
     };
-    if let Some(state) = get_or_open(sock, family) {
+    if let Some(state) = get_or_open(sock, family)
+        && is_of_interest(state)
+    {
         // SAFETY: no arguments.
         let time_ns = unsafe { bpf_ktime_get_ns() };
         handle(&Segment {
             socket: sock,
             state,
+            thread,
             direction,
             len,
             time_ns,
             buffer,
+            scratch,
         });
     }
 }

@@ -32,7 +32,9 @@ pub mod load;
 pub mod metrics;
 pub mod otlp;
 pub mod prerequisite;
+pub mod script;
 pub mod server;
+pub mod split;
 
 pub use agent::{Agent, AgentCommand, Finished};
 pub use child::{Child, free_port};
@@ -40,6 +42,7 @@ pub use client::{Client, Request, Response};
 pub use load::{Key, Load, Tally, Totals};
 pub use metrics::{Metrics, Sample};
 pub use server::{NginxOptions, Server};
+pub use split::Split;
 
 /// Calls `probe` until it succeeds, for at most `timeout`.
 ///

@@ -140,6 +140,23 @@ impl Server {
     /// # Errors
     /// When it does not come up.
     pub fn nginx(options: NginxOptions<'_>) -> Result<Self> {
+        match options.proxy_to {
+            Some(server) => Self::nginx_with(server, "/", ""),
+            None => Self::nginx_with("", "", ""),
+        }
+    }
+
+    /// nginx that has a cluster's API behind `/es`, and passes it on without.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn nginx_before_cluster(cluster: SocketAddr) -> Result<Self> {
+        Self::nginx_with(&cluster.to_string(), "/es/", "/")
+    }
+
+    /// Passes what is below `location` on to `upstream`, below `path` there; nothing where that is
+    /// empty.
+    fn nginx_with(upstream: &str, location: &str, path: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = free_port()?;
         let service = unique_name("nginx", u32::from(port));
@@ -147,19 +164,22 @@ impl Server {
         let binary = folder.path().join(&service);
         std::fs::copy(prerequisite::on_path("nginx")?, &binary)?;
         std::fs::create_dir(folder.path().join("files"))?;
-        let (upstream, proxy) = match options.proxy_to {
-            Some(server) => (
-                format!("upstream application {{ server {server}; keepalive 8; }}"),
-                "location / { proxy_pass http://application; proxy_http_version 1.1; \
-                 proxy_set_header Connection \"\"; }",
-            ),
-            None => (String::new(), ""),
+        let (upstream, proxy) = if upstream.is_empty() {
+            (String::new(), String::new())
+        } else {
+            (
+                format!("upstream application {{ server {upstream}; keepalive 8; }}"),
+                format!(
+                    "location {location} {{ proxy_pass http://application{path}; \
+                     proxy_http_version 1.1; proxy_set_header Connection \"\"; }}"
+                ),
+            )
         };
         let config = std::fs::read_to_string(prerequisite::workload("nginx.conf"))?
             .replace("@FOLDER@", &folder.path().display().to_string())
             .replace("@PORT@", &port.to_string())
             .replace("@UPSTREAM@", &upstream)
-            .replace("@PROXY@", proxy);
+            .replace("@PROXY@", &proxy);
         let config_path = folder.path().join("nginx.conf");
         std::fs::write(&config_path, config)?;
         let log = folder.path().join("requests.log");

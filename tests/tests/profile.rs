@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Agent, Child, prerequisite};
+use e2e::{Agent, Split, prerequisite};
 
 /// Share of the CPU time that each function and what it calls are given by
 /// `workloads/split.c`.
@@ -21,40 +21,6 @@ const TOLERANCE: f64 = 0.03;
 
 /// Where the workload is told to end by itself, should the test die.
 const LIFE: Duration = Duration::from_secs(120);
-
-/// The workload, running.
-struct Split {
-    child: Child,
-    service: String,
-}
-
-impl Split {
-    /// Compiles the workload under a name of its own and runs it for `life` of CPU time.
-    fn start(life: Duration) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let service = format!("e2e-split-{}", e2e::free_port()?);
-        let binary = folder.path().join(&service);
-        compile(&prerequisite::workload("split.c"), &binary)?;
-        let mut command = Command::new(binary);
-        command.arg(life.as_secs().to_string());
-        let mut child = Child::spawn("split", command, folder)?;
-        let log = child.folder().join("output.log");
-        child.wait_until(Duration::from_secs(10), || {
-            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
-        })?;
-        Ok(Self { child, service })
-    }
-}
-
-fn compile(source: &Path, binary: &Path) -> Result<()> {
-    let status = Command::new(prerequisite::on_path("gcc")?)
-        .args(["-O2", "-g", "-fno-omit-frame-pointer", "-o"])
-        .arg(binary)
-        .arg(source)
-        .status()?;
-    ensure!(status.success(), "gcc failed: {status}");
-    Ok(())
-}
 
 /// What `go tool pprof` says about a profile.
 fn pprof(arguments: &[&str], profile: &Path) -> Result<String> {
@@ -316,62 +282,11 @@ fn a_program_that_is_deleted_and_ends_meanwhile_keeps_its_names() -> Result<()> 
 }
 
 #[test]
-fn profiles_at_the_same_time_share_the_sampler() -> Result<()> {
-    let agent = Agent::start()?;
-    let (one, other) = (Split::start(LIFE)?, Split::start(LIFE)?);
-    let folded = |split: &Split, seconds: u32| -> Result<String> {
-        let target = format!(
-            "/debug/pprof/flamegraph?seconds={seconds}&pid={}&format=folded",
-            split.child.pid()
-        );
-        let response = agent.get(&target)?;
-        ensure!(
-            response.status == 200,
-            "{}: {}",
-            response.status,
-            response.text()
-        );
-        Ok(response.text())
-    };
-    std::thread::scope(|scope| {
-        let long = scope.spawn(|| folded(&one, 4));
-        let short = scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs(1));
-            folded(&other, 1)
-        });
-        std::thread::sleep(Duration::from_secs(2));
-        let refused = agent.get("/debug/pprof/profile?seconds=1&hz=50")?;
-        ensure!(
-            refused.status == 429,
-            "{}: {}",
-            refused.status,
-            refused.text()
-        );
-        ensure!(refused.text().contains("99 Hz"), "{}", refused.text());
-        let panicked = |_| anyhow::anyhow!("a request panicked");
-        let (long, short) = (
-            long.join().map_err(panicked)??,
-            short.join().map_err(panicked)??,
-        );
-        ensure!(
-            long.lines().all(|line| line.starts_with(&one.service)),
-            "{long}"
-        );
-        ensure!(
-            short.lines().all(|line| line.starts_with(&other.service)),
-            "{short}"
-        );
-        let (long, short) = (samples(&long)?, samples(&short)?);
-        println!("{long} samples in 4 s, {short} in 1 s");
-        // At most one sample a period; how many less depends on the machine's load.
-        ensure!((50..=99 * 4 + 9).contains(&long) && (12..=99 + 9).contains(&short));
-        Ok(())
-    })
-}
-
-#[test]
 fn every_run_of_the_sampler_is_a_sample_or_a_loss() -> Result<()> {
-    let agent = Agent::start()?;
+    // Continuous profiling runs it too, and its samples are counted when they are asked for.
+    let agent = Agent::command()?
+        .config("profile: {continuous: {hz: 0}}")
+        .start()?;
     let response = agent.get("/debug/pprof/flamegraph?seconds=4&hz=997&format=folded")?;
     ensure!(
         response.status == 200,

@@ -1,8 +1,9 @@
 """A service that asks a cluster: `search_client.py opensearch|elasticsearch URL plain|gzip ROUNDS`.
 
 Makes a fixed list of calls and prints a line of JSON for each request that went over the wire: what
-the client calls the operation and the index, the status, `took` and the cluster's health of the
-answer, the operations of a bulk request, and the seconds that the client's own transport counts.
+the client calls the operation and the index, the status, what the answer says (`took`, `hits.total`,
+`_shards`, the error's type, the cluster's health, the items of a bulk request), the operations of a
+bulk or `msearch` request, and the seconds that the client's own transport counts.
 """
 
 import json
@@ -54,7 +55,7 @@ def client_of(library, url, compress, recorder):
 
 
 def calls_of(client, indices):
-    """Pairs of what is asked (operation, index, bulk operations) and how. `indices`: two names."""
+    """Pairs of what is asked (operation, index, batch size) and how. `indices`: two names."""
     one, two = indices
     both = f"{one},{two}"
     match = {"query": {"match": {"title": "telltale"}}}
@@ -88,8 +89,10 @@ def calls_of(client, indices):
     yield ("create", two, None), lambda: client.create(index=two, id="_bulk", body={"title": "b"})
     yield ("bulk", one, 7), lambda: client.bulk(index=one, body=documents(7))
     yield ("bulk", two, 3), lambda: client.bulk(index=two, body=documents(3), refresh=True)
-    # Larger than what is captured of a request.
-    yield ("bulk", one, 300), lambda: client.bulk(index=one, body=documents(300, size=100))
+    # Larger than what is captured of a request and of its answer.
+    yield ("bulk", "large", 300), lambda: client.bulk(index="large", body=documents(300, size=100))
+    mixed = documents(2, action="create") + [{"delete": {"_id": "missing"}}, {"update": {"_id": "missing"}}, {"doc": {}}]
+    yield ("bulk", two, 4), lambda: client.bulk(index=two, body=mixed)
     yield ("bulk", one, 2), lambda: client.bulk(index=one, body=documents(2, action="delete"))
     everywhere = [{"index": {"_index": two, "_id": "x/y"}}, {"title": "c"}]
     yield ("bulk", "", 1), lambda: client.bulk(body=everywhere)
@@ -115,7 +118,7 @@ def calls_of(client, indices):
     yield ("exists", one, None), lambda: client.exists(index=one, id="5")
     yield ("exists", one, None), lambda: client.exists(index=one, id="missing")
     yield ("mget", one, None), lambda: client.mget(index=one, body={"ids": ["5", "6"]})
-    yield ("msearch", "", None), lambda: client.msearch(body=[{"index": one}, match, {}, match])
+    yield ("msearch", "", 2), lambda: client.msearch(body=[{"index": one}, match, {}, match])
     yield ("update", one, None), lambda: client.update(index=one, id="5", body={"doc": {"n": 1}})
     yield ("update", one, None), lambda: client.update(index=one, id="no", body={"doc": {"n": 1}})
     yield ("update_by_query", two, None), lambda: client.update_by_query(index=two, refresh=True)
@@ -129,9 +132,112 @@ def calls_of(client, indices):
     yield ("cluster.state", "", None), lambda: client.cluster.state(metric="version")
     yield ("cat.indices", "", None), lambda: client.cat.indices(format="json")
     yield ("cat.count", one, None), lambda: client.cat.count(index=one)
-    for index in indices:
+    yield from administration(client, one)
+    for index in (*indices, "large"):
         yield ("indices.delete", index, None), lambda index=index: client.indices.delete(index=index)
     yield ("cluster.health", "", None), lambda: client.cluster.health()
+
+
+def administration(client, index):
+    """What services ask less often. The cluster may refuse some: that is an answer, too."""
+    match = {"query": {"match": {"title": "telltale"}}}
+    mapping = {"properties": {"tag": {"type": "keyword"}}}
+    pipeline = {"processors": []}
+    script = {"script": {"lang": "painless", "source": "1"}}
+    actions = {"actions": [{"add": {"index": index, "alias": "alias-2"}}]}
+    template = {"index_patterns": ["never-*"]}
+    documents = [{"_index": index, "_id": "1"}]
+    copy = {"source": {"index": index}, "dest": {"index": "copy"}}
+
+    def asked(operation, of, **parameters):
+        method = client
+        for name in operation.split("."):
+            method = getattr(method, name)
+        return (operation, of, None), lambda: method(**parameters)
+
+    yield asked("ping", "")
+    yield asked("exists_source", index, index=index, id="1")
+    yield asked("get_source", index, index=index, id="1")
+    yield asked("get_source", index, index=index, id="missing")
+    yield asked("explain", index, index=index, id="1", body={"query": {"match_all": {}}})
+    yield asked("field_caps", index, index=index, fields="*")
+    yield asked("termvectors", index, index=index, id="1")
+    yield asked("mtermvectors", "", body={"docs": documents})
+    yield asked("search_shards", index, index=index)
+    yield asked("search_template", index, index=index, body={"source": match})
+    yield asked("rank_eval", index, index=index, body={"requests": [], "metric": {}})
+    yield asked("clear_scroll", "", body={"scroll_id": ["bm9uZQ=="]})
+    yield asked("reindex", "", body=copy, refresh=True)
+    yield asked("delete_by_query_rethrottle", "", task_id="a:1", requests_per_second=1)
+    yield asked("put_script", "", id="script-1", body=script)
+    yield asked("get_script", "", id="script-1")
+    yield asked("delete_script", "", id="script-1")
+    yield asked("indices.get", index, index=index)
+    yield asked("indices.get_settings", index, index=index)
+    yield asked("indices.put_settings", index, index=index, body={"refresh_interval": "1s"})
+    yield asked("indices.get_mapping", index, index=index)
+    yield asked("indices.put_mapping", index, index=index, body=mapping)
+    yield asked("indices.get_field_mapping", index, index=index, fields="tag")
+    yield asked("indices.put_alias", index, index=index, name="alias-1")
+    yield asked("indices.get_alias", index, index=index)
+    yield asked("indices.exists_alias", "", name="alias-1")
+    yield asked("indices.update_aliases", "", body=actions)
+    yield asked("indices.delete_alias", index, index=index, name="alias-1")
+    yield asked("indices.rollover", "alias-2", alias="alias-2", dry_run=True)
+    yield asked("indices.analyze", index, index=index, body={"text": "a b"})
+    yield asked("indices.validate_query", index, index=index, body={"query": {"match_all": {}}})
+    yield asked("indices.stats", index, index=index)
+    yield asked("indices.segments", index, index=index)
+    yield asked("indices.recovery", index, index=index)
+    yield asked("indices.shard_stores", index, index=index)
+    yield asked("indices.flush", index, index=index)
+    yield asked("indices.forcemerge", index, index=index)
+    yield asked("indices.clear_cache", index, index=index)
+    yield asked("indices.resolve_index", "", name="*")
+    yield asked("indices.put_template", "", name="never", body=template)
+    yield asked("indices.get_template", "", name="never")
+    yield asked("indices.exists_template", "", name="never")
+    yield asked("indices.delete_template", "", name="never")
+    yield asked("indices.put_index_template", "", name="never", body=template)
+    yield asked("indices.get_index_template", "", name="never")
+    yield asked("indices.delete_index_template", "", name="never")
+    yield asked("indices.close", index, index=index)
+    yield asked("indices.open", index, index=index)
+    yield asked("indices.delete", "copy", index="copy")
+    yield asked("cluster.get_settings", "")
+    yield asked("cluster.put_settings", "", body={"transient": {}})
+    yield asked("cluster.pending_tasks", "")
+    yield asked("cluster.stats", "")
+    yield asked("cluster.allocation_explain", "")
+    yield asked("cluster.reroute", "", dry_run=True)
+    yield asked("nodes.info", "")
+    yield asked("nodes.stats", "", metric="os")
+    yield asked("nodes.usage", "")
+    yield asked("nodes.hot_threads", "")
+    yield asked("tasks.list", "")
+    yield asked("tasks.get", "", task_id="missing:1")
+    yield asked("ingest.put_pipeline", "", id="pipeline-1", body=pipeline)
+    yield asked("ingest.get_pipeline", "", id="pipeline-1")
+    yield asked("ingest.simulate", "", id="pipeline-1", body={"docs": [{"_source": {}}]})
+    yield asked("ingest.delete_pipeline", "", id="pipeline-1")
+    yield asked("snapshot.get_repository", "")
+    yield asked("snapshot.status", "")
+    for name in ("aliases", "allocation", "health", "master", "nodes", "nodeattrs", "pending_tasks", "plugins"):
+        yield asked(f"cat.{name}", "")
+    for name in ("recovery", "repositories", "segments", "shards", "tasks", "templates", "thread_pool"):
+        yield asked(f"cat.{name}", "")
+
+
+def outcome(status):
+    if status < 300:
+        return "succeeded"
+    return {404: "not_found", 409: "conflict", 429: "rejected"}.get(status, "failed")
+
+
+def items_of(facts):
+    """Items of a bulk answer: action and outcome of each."""
+    told = [next(iter(item.items())) for item in facts.get("items", [])]
+    return [[action, outcome(item["status"])] for action, item in told]
 
 
 def object_of(answer):
@@ -150,7 +256,7 @@ def main():
     client = client_of(library, url, coding == "gzip", recorder)
     for _ in range(rounds):
         # Names that are endpoints' names as well.
-        for (operation, index, bulk_operations), call in calls_of(client, ("bulk", "doc")):
+        for (operation, index, batch_size), call in calls_of(client, ("bulk", "doc")):
             try:
                 call()
             except Exception as error:
@@ -159,11 +265,15 @@ def main():
             *before, own = recorder.requests
             recorder.requests.clear()
             # The Elasticsearch client asks who answers before its first call.
-            asked = [("info", "", None)] * len(before) + [(operation, index, bulk_operations)]
-            for request, (operation, index, bulk_operations) in zip([*before, own], asked):
+            asked = [("info", "", None)] * len(before) + [(operation, index, batch_size)]
+            for request, (operation, index, batch_size) in zip([*before, own], asked):
                 method, path, status, answer, seconds = request
                 facts = object_of(answer)
                 is_health = operation == "cluster.health" and index == ""
+                hits = facts.get("hits") if operation in ("search", "scroll") else None
+                total = hits.get("total") if isinstance(hits, dict) else None
+                shards = facts.get("_shards") if operation in ("search", "index", "count") else None
+                error = facts.get("error") if status >= 400 else None
                 line = {
                     "operation": operation,
                     "index": index,
@@ -171,8 +281,13 @@ def main():
                     "path": path,
                     "status": status,
                     "took": facts.get("took"),
+                    "hits": total.get("value") if isinstance(total, dict) else total,
+                    "shards": [shards["total"], shards["failed"]] if shards else None,
+                    "error": error.get("type") if isinstance(error, dict) else None,
                     "health": facts.get("status") if is_health else None,
-                    "bulk_operations": bulk_operations,
+                    "nodes": facts.get("number_of_nodes") if is_health else None,
+                    "batch_size": batch_size,
+                    "items": items_of(facts) if operation == "bulk" else [],
                     "seconds": seconds,
                 }
                 print(json.dumps(line))

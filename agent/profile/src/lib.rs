@@ -1,9 +1,10 @@
 //! Stacks, mappings and counts of a CPU profile: pure data, no IO.
 //!
-//! Samples go into a [`Store`], which sums equal ones. Once each address is resolved (the agent's
+//! Samples go into a [`Store`], which sums equal ones; a [`History`] keeps what stores held over time. Once each address is resolved (the agent's
 //! symbolizer does that), they come out as a [`Profile`], the only thing that the encoders see.
 #![forbid(unsafe_code)]
 
+mod history;
 mod mapping;
 mod profile;
 mod stack;
@@ -11,6 +12,7 @@ mod store;
 pub mod unwind;
 
 pub use ebpf_common::unwind::StackEnd;
+pub use history::{History, Span};
 pub use mapping::{BuildId, Mapping};
 pub use profile::{Frame, FrameIndex, MappingIndex, Profile, Sample, SymbolizedFrame};
 pub use stack::{StackTrace, Thread, Unwind};

@@ -1,5 +1,6 @@
 //! A finished profile: what the encoders turn into pprof, SVG and the rest.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +38,38 @@ impl Profile {
     #[must_use]
     pub fn sample_count(&self) -> u64 {
         self.samples.iter().map(|sample| sample.count).sum()
+    }
+
+    /// The profile of some of its samples, with the frames and mappings that they refer to. Lost
+    /// samples are nobody's in particular, and stay.
+    #[must_use]
+    pub fn subset(&self, wanted: impl Fn(&Sample) -> bool) -> Self {
+        let mut frame_numbers = HashMap::new();
+        let mut mapping_numbers = HashMap::new();
+        let mut subset = Self {
+            mappings: Vec::new(),
+            frames: Vec::new(),
+            samples: Vec::new(),
+            ..*self
+        };
+        for sample in self.samples.iter().filter(|sample| wanted(sample)) {
+            let mut sample = sample.clone();
+            for number in &mut sample.frames {
+                *number = *frame_numbers.entry(*number).or_insert_with_key(|number| {
+                    let mut frame = self.frames[*number].clone();
+                    frame.mapping = frame.mapping.map(|number| {
+                        *mapping_numbers.entry(number).or_insert_with(|| {
+                            subset.mappings.push(self.mappings[number].clone());
+                            subset.mappings.len() - 1
+                        })
+                    });
+                    subset.frames.push(frame);
+                    subset.frames.len() - 1
+                });
+            }
+            subset.samples.push(sample);
+        }
+        subset
     }
 }
 

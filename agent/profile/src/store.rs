@@ -60,8 +60,12 @@ impl Store {
         self.counts.values().sum()
     }
 
-    /// Everything counted, the most frequent first; equal counts by thread, so that the order is
-    /// the same each time.
+    /// Threads of its samples, each once a stack.
+    pub fn threads(&self) -> impl Iterator<Item = &Thread> {
+        self.counts.keys().map(|(thread, _)| thread)
+    }
+
+    /// Everything counted, in the order of [`Counted::sort`].
     #[must_use]
     pub fn into_counted(self) -> Vec<Counted> {
         let mut all: Vec<_> = self
@@ -73,6 +77,15 @@ impl Store {
                 count,
             })
             .collect();
+        Counted::sort(&mut all);
+        all
+    }
+}
+
+impl Counted {
+    /// The most frequent first; equal counts by thread and stack, so that the order is the same
+    /// each time.
+    pub fn sort(all: &mut [Self]) {
         all.sort_by(|a, b| {
             (
                 b.count,
@@ -89,7 +102,6 @@ impl Store {
                     &b.stack.kernel,
                 ))
         });
-        all
     }
 }
 

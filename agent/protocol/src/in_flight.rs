@@ -4,6 +4,7 @@ use crate::elasticsearch;
 use crate::http1::head::{Content, RequestHead, ResponseHead};
 use crate::http1::method;
 use crate::observation::{Exchange, Outcome, Role, SearchProduct, Times};
+use crate::segment::Limits;
 
 /// How far the answer has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,12 @@ impl InFlight {
         self.exchange.times.request_first_ns
     }
 
+    /// Whether the answer had begun by `time_ns`.
+    pub(crate) fn is_answered_at(&self, time_ns: u64) -> bool {
+        let first_ns = self.exchange.times.response_first_ns;
+        first_ns.is_some_and(|first_ns| first_ns <= time_ns)
+    }
+
     /// When the answer's last byte moved; `None` when it is not over.
     pub(crate) fn answered_ns(&self) -> Option<u64> {
         let done = self.answer == Answer::Done;
@@ -185,7 +192,8 @@ impl InFlight {
         mut self,
         outcome: Outcome,
         ended_ns: Option<u64>,
-        known: Option<SearchProduct>,
+        known: Option<&elasticsearch::Cluster>,
+        limits: &Limits,
     ) -> Exchange {
         let natural = match self.answer {
             Answer::Done if outcome != Outcome::Upgraded => Outcome::Matched,
@@ -196,7 +204,8 @@ impl InFlight {
             self.exchange.times.response_last_ns = ended_ns;
         }
         if let Some(search) = self.search.take() {
-            self.exchange.elasticsearch = search.observe(&self.exchange, known).map(Box::new);
+            self.exchange.elasticsearch =
+                search.observe(&self.exchange, known, limits).map(Box::new);
         }
         self.exchange
     }
@@ -215,7 +224,8 @@ impl SearchDraft {
     fn observe(
         &self,
         exchange: &Exchange,
-        known: Option<SearchProduct>,
+        known: Option<&elasticsearch::Cluster>,
+        limits: &Limits,
     ) -> Option<crate::observation::ElasticsearchCall> {
         let request = elasticsearch::Request {
             method: exchange.method,
@@ -234,7 +244,7 @@ impl SearchDraft {
             body: &self.response.body,
             body_complete: self.response.is_whole(exchange.response_body_bytes),
         };
-        elasticsearch::observe(&request, &response, known)
+        elasticsearch::observe(&request, &response, known, limits.query_text_bytes)
     }
 }
 

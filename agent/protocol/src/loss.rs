@@ -14,8 +14,10 @@ pub enum LossReason {
     HeadCut,
     /// A chunked body whose framing is not what RFC 9112 says.
     ChunkInvalid,
-    /// A response to no request that was seen.
+    /// A response to a request that went unseen, or that can't be told from others.
     OrphanResponse,
+    /// A response to a request that was sent before the connection was first seen.
+    BeforeAgent,
     /// What looked like a head inside a body whose end is unknown.
     AmbiguousHead,
     /// The queue of requests in flight was full.
@@ -24,13 +26,14 @@ pub enum LossReason {
 
 impl LossReason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotHttp,
         Self::Garbage,
         Self::Gap,
         Self::HeadCut,
         Self::ChunkInvalid,
         Self::OrphanResponse,
+        Self::BeforeAgent,
         Self::AmbiguousHead,
         Self::QueueFull,
     ];
@@ -45,6 +48,7 @@ impl LossReason {
             Self::HeadCut => "head_cut",
             Self::ChunkInvalid => "chunk_invalid",
             Self::OrphanResponse => "orphan_response",
+            Self::BeforeAgent => "before_agent",
             Self::AmbiguousHead => "ambiguous_head",
             Self::QueueFull => "queue_full",
         }

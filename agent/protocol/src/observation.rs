@@ -164,6 +164,8 @@ pub enum ClusterHealth {
 pub struct ElasticsearchCall {
     /// Who answers.
     pub product: SearchProduct,
+    /// What a proxy has before the API's own path (`/es`); empty where there is nothing.
+    pub prefix: Box<str>,
     /// Endpoint id of the REST specification (`search`, `cluster.health`); `None` when unknown.
     pub operation: Option<&'static str>,
     /// The index expression; empty where the path has none.
@@ -172,12 +174,155 @@ pub struct ElasticsearchCall {
     pub took_ms: Option<u64>,
     /// `timed_out` of the answer.
     pub timed_out: Option<bool>,
+    /// Shards that were asked.
+    pub shards: Option<Shards>,
+    /// `hits.total` of a search: how many documents match, or the least number of them.
+    pub hits: Option<u64>,
     /// `errors` of a bulk answer.
     pub errors: Option<bool>,
-    /// Operations in a bulk request, where all of its body was captured.
+    /// `type` of the answer's error, such as `index_not_found_exception`.
+    pub error_type: Option<Box<str>>,
+    /// Operations of a bulk request, searches of an `msearch`: where one of the two bodies was captured
+    /// whole.
     pub batch_size: Option<u64>,
-    /// Status of a `_cluster/health` answer.
-    pub cluster_health: Option<ClusterHealth>,
-    /// `cluster_name` of a `_cluster/health` answer.
-    pub cluster_name: Option<Box<str>>,
+    /// The items of a bulk request by what became of them; empty where none was seen.
+    pub bulk_items: Vec<BulkItems>,
+    /// What a `_cluster/health` answer says of the whole cluster.
+    pub cluster: Option<Box<ClusterReport>>,
+    /// The shape of the query, every literal replaced by `?`; `None` unless asked for.
+    pub query_text: Option<Box<str>>,
+    /// What should have been read from the bodies and was not.
+    pub unknown: Vec<Unknown>,
+}
+
+/// `_shards` of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shards {
+    /// How many were asked.
+    pub total: u64,
+    /// How many failed.
+    pub failed: u64,
+}
+
+/// Items of a bulk request that were to do the same and came to the same end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BulkItems {
+    /// What they were to do.
+    pub action: BulkAction,
+    /// What became of them.
+    pub outcome: BulkOutcome,
+    /// How many.
+    pub count: u64,
+}
+
+/// What an item of a bulk request is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BulkAction {
+    /// Index a document, whether it is there or not.
+    Index,
+    /// Index a document that is not there yet.
+    Create,
+    /// Change a document.
+    Update,
+    /// Delete a document.
+    Delete,
+}
+
+impl BulkAction {
+    /// Every action.
+    pub const ALL: [Self; 4] = [Self::Index, Self::Create, Self::Update, Self::Delete];
+
+    /// As in the API, and the value of the `action` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What became of an item of a bulk request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BulkOutcome {
+    /// A status below 300.
+    Succeeded,
+    /// 404: the document or the index is not there.
+    NotFound,
+    /// 409: the document has another version, or is there already.
+    Conflict,
+    /// 429: the node had no room for it.
+    Rejected,
+    /// Any other status.
+    Failed,
+    /// Its part of the answer was not captured.
+    Unknown,
+}
+
+impl BulkOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 6] = [
+        Self::Succeeded,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Rejected,
+        Self::Failed,
+        Self::Unknown,
+    ];
+
+    /// The value of the `outcome` label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a `_cluster/health` answer says of the whole cluster. Numbers that it does not say, or that
+/// were not captured, are `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterReport {
+    /// `cluster_name`.
+    pub name: Option<Box<str>>,
+    /// `status`.
+    pub health: Option<ClusterHealth>,
+    /// `number_of_nodes`.
+    pub nodes: Option<u64>,
+    /// `active_shards`.
+    pub active_shards: Option<u64>,
+    /// `unassigned_shards`.
+    pub unassigned_shards: Option<u64>,
+    /// `number_of_pending_tasks`.
+    pub pending_tasks: Option<u64>,
+}
+
+/// What a call's bodies would have told, had they been read to their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// `took` may lie behind what was captured of the answer.
+    AnswerCut,
+    /// The answer is in a format or coding that is not read here.
+    AnswerFormat,
+    /// How many items a bulk request had: neither body was captured whole.
+    BulkItemsCut,
+}
+
+impl Unknown {
+    /// The value of the `reason` label of `telltale_losses_total{stage="elasticsearch"}`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AnswerCut => "answer_cut",
+            Self::AnswerFormat => "answer_format",
+            Self::BulkItemsCut => "bulk_items_cut",
+        }
+    }
 }

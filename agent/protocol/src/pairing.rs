@@ -27,6 +27,8 @@ pub(crate) struct Pairing {
     lost: bool,
     /// A request was seen, or else there was none.
     began: bool,
+    /// No request can have gone before those that were seen.
+    whole: bool,
 }
 
 /// What went unseen when a request begins.
@@ -53,6 +55,12 @@ impl Pairing {
     /// Notes that no request went before the first one.
     pub(crate) const fn begin(&mut self) {
         self.began = true;
+        self.whole = true;
+    }
+
+    /// Whether [`Self::begin`] was called.
+    pub(crate) const fn is_whole(&self) -> bool {
+        self.whole
     }
 
     pub(crate) fn len(&self) -> usize {

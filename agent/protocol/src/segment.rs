@@ -41,6 +41,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Bytes kept from the beginning of a body that may be of interest, a message.
     pub body_prefix_bytes: usize,
+    /// Bytes of a query's masked text that are kept; 0 for none.
+    pub query_text_bytes: usize,
     /// Captured bytes of responses that came before their request did.
     pub parked_bytes: usize,
     /// Segments of such responses.
@@ -53,6 +55,7 @@ impl Default for Limits {
             requests_in_flight: 256,
             head_bytes: 64 * 1024,
             body_prefix_bytes: 16 * 1024,
+            query_text_bytes: 0,
             parked_bytes: 32 * 1024,
             parked_segments: 8,
         }

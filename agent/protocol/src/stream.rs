@@ -18,6 +18,12 @@ pub(crate) struct Stream {
     overtaken_ns: Option<u64>,
     /// When the last byte moved of those that may have held heads and could not be read.
     gap_ns: Option<u64>,
+    /// When the very first segment moved, if it was captured.
+    first_ns: Option<u64>,
+    /// That segment began no message.
+    began_inside: bool,
+    /// When the first head began.
+    first_head_ns: Option<u64>,
 }
 
 impl Stream {
@@ -32,6 +38,9 @@ impl Stream {
             },
             overtaken_ns: None,
             gap_ns: None,
+            first_ns: None,
+            began_inside: false,
+            first_head_ns: None,
         }
     }
 
@@ -54,6 +63,16 @@ impl Stream {
         }
     }
 
+    /// Whether all that moved before `at_ns` was sent before the connection was first seen: nothing
+    /// was seen until then, or the rest of a message that had begun.
+    pub(crate) fn is_older_at(&self, at_ns: u64) -> bool {
+        let from = |ns: Option<u64>| ns.is_none_or(|ns| at_ns < ns);
+        match self.first_ns {
+            None => self.seen.offset_bytes == 0,
+            first_ns => from(first_ns) || self.began_inside && from(self.first_head_ns),
+        }
+    }
+
     /// Notes that heads may have been among the bytes up to the position.
     pub(crate) const fn note_gap(&mut self) {
         self.gap_ns = Some(self.last_ns);
@@ -67,14 +86,23 @@ impl Stream {
     /// Decodes the next event out of `piece`, which begins at the position.
     pub(crate) fn next<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
         let before = piece.len_bytes();
+        let is_captured = matches!(piece.content, Content::Captured(_));
+        if self.position_bytes == 0 && before > 0 && is_captured {
+            self.first_ns = Some(piece.time_ns);
+            self.began_inside = self.decoder.is_out_of_step();
+        }
         let event = self.decoder.decode(piece);
         let passed = before - piece.len_bytes();
         if passed > 0 {
             self.position_bytes = self.position_bytes.saturating_add(passed);
             self.last_ns = piece.time_ns;
         }
-        if matches!(event, Some(Event::End { .. })) {
-            self.overtaken_ns = None;
+        match &event {
+            Some(Event::End { .. }) => self.overtaken_ns = None,
+            Some(Event::Head(head)) if self.first_head_ns.is_none() => {
+                self.first_head_ns = Some(head.first_ns);
+            }
+            _ => {}
         }
         event
     }

@@ -447,7 +447,7 @@ fn an_early_answer_stands_when_the_upload_is_cut_off() {
 #[test]
 fn bare_line_feeds_and_leading_empty_lines() {
     let mut wire = Wire::server();
-    wire.request(b"GET /a HTTP/1.1\nHost: a\n\n");
+    wire.request(b"\r\nGET /a HTTP/1.1\nHost: a\n\n");
     wire.response(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok");
     wire.request(b"\r\n\r\nGET /b HTTP/1.1\r\n\r\n");
     wire.response(OK);
@@ -570,6 +570,23 @@ fn false_heads_inside_bodies() {
     let exchange = wire.exchange();
     assert_eq!((exchange.method, exchange.status), ("POST", Some(200)));
     wire.assert_nothing_lost();
+}
+
+/// A body that goes on with what looks like a head, in a record that comes behind the answer's: by
+/// the clock, nothing had been answered yet.
+#[test]
+fn a_false_head_whose_record_comes_late() {
+    let mut wire = Wire::server();
+    let head = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = b"20\r\n";
+    wire.send(true, &[&head[..], chunk].concat(), head.len(), 0);
+    let body = b"GET /false HTTP/1.1\r\nHost: a\r\n\r\n";
+    let previous = wire.advance(true, body.len() as u64);
+    let time_ns = wire.now_ns;
+    wire.response(OK);
+    wire.show(true, previous, body, body.len(), 0, time_ns);
+    wire.close(CloseReason::Fin);
+    assert_eq!(&*wire.exchange().path, "/a");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod wire;
 
 use protocol::observation::{Exchange, Outcome};
-use protocol::{CloseReason, Cursor, Direction, Limits, LossReason};
+use protocol::{CloseReason, Cursor, Direction, Limits, Loss, LossReason};
 use wire::Wire;
 
 /// A request and its answer that tell by their path and status that they belong together.
@@ -139,17 +139,53 @@ fn a_first_response_that_the_clock_has_before_its_request_never_shifts_the_rest(
 }
 
 #[test]
-fn a_response_to_what_came_before_the_agent_is_an_orphan() {
-    let mut wire = Wire::client();
-    wire.response(&response(0));
-    wire.request(&request(1));
-    wire.response(&response(1));
-    assert_eq!(outcomes(&wire.exchanges()), matched(1..2));
-    let losses = wire.losses();
-    assert_eq!(
-        (losses[0].reason, losses[0].count),
-        (LossReason::OrphanResponse, 1)
-    );
+fn a_response_to_what_came_before_the_agent_is_told_from_an_orphan() {
+    let older: fn(&mut Wire) = |_| {};
+    let in_the_middle: fn(&mut Wire) = |wire| wire.request(b"rest of an upload");
+    let lost: fn(&mut Wire) = |wire| {
+        wire.advance(true, request(0).len() as u64);
+    };
+    for (before, reason) in [
+        (older, LossReason::BeforeAgent),
+        (in_the_middle, LossReason::BeforeAgent),
+        (lost, LossReason::OrphanResponse),
+    ] {
+        let mut wire = Wire::client();
+        before(&mut wire);
+        wire.response(&response(0));
+        wire.request(&request(1));
+        wire.response(&response(1));
+        assert_eq!(outcomes(&wire.exchanges()), matched(1..2));
+        let losses = wire.losses();
+        let told = losses.iter().find(|loss| loss.reason == reason);
+        assert_eq!(told.map(|loss| loss.count), Some(1), "{losses:?}");
+    }
+}
+
+#[test]
+fn orphans_are_each_counted() {
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let empty = b"HTTP/1.1 204 No Content\r\n\r\n";
+    let orphans = [chunked.to_vec(), response(1), empty.to_vec(), response(2)];
+    for size in [7, 50, 1000] {
+        let mut wire = Wire::server();
+        wire.request(&request(0));
+        wire.response(&response(0));
+        wire.advance(true, 4 * request(0).len() as u64);
+        for segment in orphans.concat().chunks(size) {
+            wire.response(segment);
+        }
+        wire.request(&request(5));
+        wire.response(&response(5));
+        assert_eq!(
+            outcomes(&wire.exchanges()),
+            [matched(0..1), matched(5..6)].concat()
+        );
+        let orphaned = |loss: &&Loss| loss.reason == LossReason::OrphanResponse;
+        let losses = wire.losses();
+        let count = losses.iter().find(orphaned).map(|loss| loss.count);
+        assert_eq!(count, Some(4), "{losses:?}");
+    }
 }
 
 #[test]
@@ -172,8 +208,12 @@ fn a_response_that_nothing_explains_does_not_wait_for_ever() {
     }
     wire.close(CloseReason::Fin);
     assert!(wire.exchanges().is_empty());
-    let orphans = wire.losses()[0];
-    assert_eq!(orphans.reason, LossReason::OrphanResponse);
+    let told: Vec<_> = wire
+        .losses()
+        .iter()
+        .map(|loss| (loss.reason, loss.count))
+        .collect();
+    assert_eq!(told, [(LossReason::BeforeAgent, 20)]);
     assert!(wire.connection.is_idle());
 }
 

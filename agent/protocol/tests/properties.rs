@@ -378,8 +378,16 @@ proptest! {
     fn any_input_ends(steps in vec(step(), 0..60), reason in reason()) {
         let limits = Limits { requests_in_flight: 4, head_bytes: 200, ..Limits::default() };
         let mut connection = Connection::new(limits);
+        let (mut heads, mut ended) = (0, 0);
         for step in &steps {
             step.apply(&mut connection);
+            while let Some((_, more)) = connection.poll_heads() {
+                heads += more;
+            }
+            while connection.poll_observation().is_some() {
+                ended += 1;
+            }
+            prop_assert_eq!(heads, ended + connection.in_flight() as u64);
             prop_assert!(connection.in_flight() <= 4);
             prop_assert_eq!(connection.in_flight(), connection.methods_in_flight().count());
             while connection.poll_loss().is_some() {}

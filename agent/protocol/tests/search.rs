@@ -86,8 +86,8 @@ fn what_is_captured_behind_a_hole_is_not_taken_for_the_beginning() {
 #[test]
 fn an_endpoint_known_to_be_a_cluster_needs_no_header() {
     let mut wire = Wire::client();
-    let opensearch = Some(SearchProduct::OpenSearch);
-    wire.connection.set_search_product(opensearch);
+    let opensearch = SearchProduct::OpenSearch;
+    wire.connection.set_search_cluster(opensearch.into());
     wire.request(SEARCH);
     wire.response(&response("", ANSWER));
     let call = call(&mut wire).unwrap();
@@ -122,7 +122,8 @@ fn a_bulk_request_is_counted_as_far_as_it_was_kept() {
         );
         wire.request(head.as_bytes());
         wire.request(body.as_bytes());
-        let answer = r#"{"took":3,"errors":false,"items":[]}"#;
+        // As with `filter_path=took,errors`.
+        let answer = r#"{"took":3,"errors":false}"#;
         wire.response(&response("X-elastic-product: Elasticsearch\r\n", answer));
         let call = call(&mut wire).unwrap();
         assert_eq!(call.operation, Some("bulk"));

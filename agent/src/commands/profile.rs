@@ -15,7 +15,7 @@ use crate::config::ConfigError;
 use crate::probes::load::{LoadOptions, load};
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::{ProfileRequest, Profiler, Target};
+use crate::profiler::{ProfileRequest, ProfileTime, Profiler, Selector, Target};
 use crate::sink::profile_format::ProfileFormat;
 
 /// Takes the profile and writes it to the file.
@@ -31,10 +31,16 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
              .folded or .json (speedscope)"
         ))
     })?;
+    let duration = Duration::from_secs(args.seconds);
     let request = ProfileRequest {
-        target: target(args)?,
-        duration: Duration::from_secs(args.seconds),
-        hz: args.hz,
+        selector: Selector {
+            target: target(args)?,
+            thread: args.thread.clone(),
+        },
+        time: ProfileTime::Next {
+            duration,
+            hz: args.hz,
+        },
     };
     let name = args.output.display();
     let cannot_write = || format!("cannot write `{name}`");
@@ -48,7 +54,7 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         .open(&args.output)
         .with_context(cannot_write)?;
     let taken = tokio::select! {
-        taken = take(request, format) => taken,
+        taken = take(request, duration, format) => taken,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
     };
     let written = taken.and_then(|(profile, bytes)| {
@@ -74,22 +80,31 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
 
 /// What the flags mean.
 fn target(args: &ProfileArgs) -> Result<Target, ConfigError> {
-    match (args.pid, &args.service, args.all) {
-        (Some(pid), None, false) => Ok(Target::Pid(pid)),
-        (None, Some(service), false) => Ok(Target::Service(service.clone())),
-        (None, None, true) => Ok(Target::All),
+    let mut named = [
+        args.pid.map(Target::Pid),
+        args.tid.map(Target::Tid),
+        args.service.clone().map(Target::Service),
+        args.container.clone().map(Target::Container),
+        args.cgroup.clone().map(Target::Cgroup),
+        args.all.then_some(Target::All),
+    ]
+    .into_iter()
+    .flatten();
+    match (named.next(), named.next()) {
+        (Some(target), None) => Ok(target),
         _ => Err(ConfigError::Usage(
-            "one of --pid, --service and --all is needed".to_owned(),
+            "one of --pid, --tid, --service, --container, --cgroup and --all is needed".to_owned(),
         )),
     }
 }
 
 async fn take(
     request: ProfileRequest,
+    duration: Duration,
     format: ProfileFormat,
 ) -> anyhow::Result<(Profile, Vec<u8>)> {
     let title = request.to_string();
-    let bar = progress_bar(request.duration);
+    let bar = progress_bar(duration);
     let started = tokio::task::spawn_blocking(start);
     let profiler = started.await.context("cannot start the profiler")??;
     let profile = {
@@ -119,7 +134,7 @@ fn start() -> anyhow::Result<Profiler> {
     let sampler = Sampler::new(&mut loaded.ebpf)?;
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
-    Profiler::new(sampler, processes, None).context("cannot start a thread")
+    Profiler::new(sampler, processes, None, None).context("cannot start a thread")
 }
 
 /// Drawn on a terminal alone.

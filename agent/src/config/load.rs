@@ -97,6 +97,8 @@ impl Config {
         for (key, endpoint) in [
             ("otlp.endpoint", &mut self.otlp.endpoint),
             ("otlp.traces_endpoint", &mut self.otlp.traces_endpoint),
+            ("profile.push.pyroscope", &mut self.profile.push.pyroscope),
+            ("profile.push.parca", &mut self.profile.push.parca),
         ] {
             if let Some(url) = endpoint {
                 *url = endpoint_url(url, source_name, key)?;

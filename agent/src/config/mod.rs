@@ -43,7 +43,7 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Elasticsearch and OpenSearch.
     pub elasticsearch: ElasticsearchConfig,
-    /// CPU profiles asked for over HTTP.
+    /// CPU profiles.
     pub profile: ProfileConfig,
 }
 
@@ -246,6 +246,8 @@ pub struct MetricsConfig {
     pub buckets: BTreeMap<String, Vec<f64>>,
     /// Label sets that a metric may have; what comes later is counted as a loss.
     pub max_series: usize,
+    /// The kernel measures each run of a kernel program.
+    pub program_statistics: bool,
 }
 
 impl Default for MetricsConfig {
@@ -253,20 +255,21 @@ impl Default for MetricsConfig {
         Self {
             buckets: BTreeMap::new(),
             max_series: 10_000,
+            program_statistics: true,
         }
     }
 }
 
-/// How the kernel side learns which system calls belong to a stream socket.
+/// Where the kernel side sees the bytes of stream sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tap {
-    /// Marks where the kernel has them, else the walk.
+    /// The best that the kernel has.
     #[default]
     Auto,
-    /// The `sock_send_length` and `sock_recv_length` tracepoints mark the thread (Linux 6.3+).
-    Marks,
-    /// From the descriptor to the socket at each call.
+    /// The `sock_send_length` and `sock_recv_length` tracepoints (Linux 6.3+).
+    Socket,
+    /// The end of system calls, going from the descriptor to the socket.
     Walk,
 }
 
@@ -302,12 +305,14 @@ impl Default for CaptureConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ElasticsearchConfig {
     /// `host:port` of servers known to be one, so that their calls are recognized before the
-    /// first answer with a product header. The host is an address, or a name as clients send it
-    /// in `Host`.
+    /// first answer with a product header; `host:port/prefix` where a proxy has the API behind a
+    /// path. The host is an address or a name that resolves.
     pub endpoints: Vec<String>,
+    /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
+    pub query_text: bool,
 }
 
-/// CPU profiles asked for over HTTP.
+/// CPU profiles: what a request may ask for, and what is taken without being asked.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProfileConfig {
@@ -316,6 +321,10 @@ pub struct ProfileConfig {
     pub max_duration: Duration,
     /// Highest sampling rate that a request may ask for, a CPU and second.
     pub max_hz: u32,
+    /// Continuous profiling.
+    pub continuous: ContinuousConfig,
+    /// Where what it keeps is sent to.
+    pub push: PushConfig,
 }
 
 impl Default for ProfileConfig {
@@ -323,6 +332,62 @@ impl Default for ProfileConfig {
         Self {
             max_duration: Duration::from_secs(120),
             max_hz: MAX_HZ,
+            continuous: ContinuousConfig::default(),
+            push: PushConfig::default(),
+        }
+    }
+}
+
+/// Continuous profiling of everything that runs, kept in memory.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContinuousConfig {
+    /// Samples a second and CPU; 0 switches it off.
+    pub hz: u32,
+    /// Length of a window: how finely a range of time can be asked for.
+    #[serde(with = "units::duration")]
+    pub window: Duration,
+    /// How long windows are kept.
+    #[serde(with = "units::duration")]
+    pub retention: Duration,
+    /// Memory that they may take, bytes; beyond, the oldest goes before its time.
+    #[serde(with = "units::bytes")]
+    pub max_bytes: u32,
+}
+
+impl Default for ContinuousConfig {
+    fn default() -> Self {
+        Self {
+            hz: 19,
+            window: Duration::from_secs(10),
+            retention: Duration::from_secs(3600),
+            max_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// Servers that what continuous profiling keeps is sent to.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushConfig {
+    /// Base URL of a Pyroscope server, `http://host:port`.
+    pub pyroscope: Option<String>,
+    /// Base URL of a Parca server, `http://host:port`.
+    pub parca: Option<String>,
+    /// Headers (gRPC: metadata) sent with each message.
+    pub headers: BTreeMap<String, String>,
+    /// How often.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            pyroscope: None,
+            parca: None,
+            headers: BTreeMap::new(),
+            interval: Duration::from_secs(15),
         }
     }
 }

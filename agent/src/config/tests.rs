@@ -84,7 +84,8 @@ metrics:
 otlp:
   headers: { authorization: Bearer x }
 elasticsearch:
-  endpoints: ["10.0.0.7:9200", "es.example:9200", "[::1]:9200"]
+  endpoints: ["10.0.0.7:9200", "es.example:9200", "[::1]:9200", "proxy:80/es"]
+  query_text: true
 "#,
     )
     .unwrap();
@@ -294,7 +295,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         ),
         (
             "tap: fentry",
-            "t.yaml: `tap` is `fentry`; allowed: one of auto, marks, walk",
+            "t.yaml: `tap` is `fentry`; allowed: one of auto, socket, walk",
         ),
         (
             "targets: {exclude: [{}]}",
@@ -334,7 +335,8 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         ),
         (
             "elasticsearch: {endpoints: [es]}",
-            "t.yaml: `elasticsearch.endpoints[0]` is `es`; allowed: host:port (`10.0.0.7:9200`, `es:9200`)",
+            "t.yaml: `elasticsearch.endpoints[0]` is `es`; allowed: host:port or \
+             host:port/prefix (`10.0.0.7:9200`, `proxy:80/es`)",
         ),
         (
             "profile: {max_duration: 2h}",
@@ -442,7 +444,7 @@ fn command_lines_that_clap_refuses_are_one_line() {
         (&[], "no command given; allowed: run, profile, check"),
         (
             &["profile"],
-            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--all>",
+            "the following required arguments were not provided: <--pid <PID>|--service <NAME>|--tid <TID>|--container <ID>|--cgroup <PATH>|--all>",
         ),
         (
             &["profile", "--all", "--pid", "1"],

@@ -88,9 +88,14 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
         1 << 20,
     )?;
     for (index, endpoint) in config.elasticsearch.endpoints.iter().enumerate() {
-        if !is_host_and_port(endpoint) {
+        let (address, prefix) = endpoint
+            .find('/')
+            .map_or((endpoint.as_str(), ""), |at| endpoint.split_at(at));
+        let is_prefix = prefix.is_ascii() && !prefix.contains(['?', '#', ' ']);
+        if !is_host_and_port(address) || !is_prefix {
             let key = format!("elasticsearch.endpoints[{index}]");
-            return Err(checker.error(&key, endpoint, "host:port (`10.0.0.7:9200`, `es:9200`)"));
+            let allowed = "host:port or host:port/prefix (`10.0.0.7:9200`, `proxy:80/es`)";
+            return Err(checker.error(&key, endpoint, allowed));
         }
     }
     checker.duration(
@@ -99,7 +104,40 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
         1_000,
         MAX_SECONDS * 1_000,
     )?;
-    checker.range("profile.max_hz", config.profile.max_hz, 1, MAX_HZ)
+    checker.range("profile.max_hz", config.profile.max_hz, 1, MAX_HZ)?;
+    let continuous = &config.profile.continuous;
+    checker.range("profile.continuous.hz", continuous.hz, 0, MAX_HZ)?;
+    checker.duration(
+        "profile.continuous.window",
+        continuous.window,
+        1_000,
+        600_000,
+    )?;
+    checker.duration(
+        "profile.continuous.retention",
+        continuous.retention,
+        10_000,
+        24 * 3_600_000,
+    )?;
+    checker.range(
+        "profile.continuous.max_bytes",
+        continuous.max_bytes,
+        1 << 20,
+        1 << 30,
+    )?;
+    let push = &config.profile.push;
+    checker.duration("profile.push.interval", push.interval, 1_000, 600_000)?;
+    for (name, value) in &push.headers {
+        if !header(name, value) {
+            return Err(hidden(source_name, &format!("profile.push.headers.{name}")));
+        }
+    }
+    let is_pushed = push.pyroscope.is_some() || push.parca.is_some();
+    if is_pushed && continuous.hz == 0 {
+        let allowed = "1 to 997 where profile.push names a server";
+        return Err(checker.error("profile.continuous.hz", "0", allowed));
+    }
+    Ok(())
 }
 
 /// Whether HTTP allows this header; gRPC metadata allows no more.

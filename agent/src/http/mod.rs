@@ -18,11 +18,14 @@ pub use serve::{BindError, bind, serve};
 
 use crate::health::{Health, Status};
 use crate::process::Target;
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use targets::TargetView;
 
+mod flame_page;
 mod page;
 pub mod profile;
+mod query;
 mod serve;
 mod targets;
 
@@ -35,13 +38,17 @@ const MAX_SCRAPES: usize = 4;
 /// What there is, for those who ask for something that there is not.
 const ENDPOINTS: &str = "\
 GET /                        services, Elasticsearch calls, flamegraphs: a page for people
+GET /flamegraph              a flamegraph to look into: ?service=&from=now-5m, or &seconds=5
 GET /metrics                 Prometheus text format (also /metrics/prometheus)
 GET /healthz                 the agent is alive
 GET /readyz                  probes are attached and rings are drained
 GET /health/detailed         JSON: each part of the agent
 GET /targets                 JSON: each watched process
-GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|service=|container=
+GET /api/elasticsearch/slow  JSON: the slowest Elasticsearch calls of the last minutes
+GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|tid=|service=|container=|cgroup=&thread=,
+                             or of what is kept: ?from=now-5m&to=now&…
 GET /debug/pprof/flamegraph  the same drawn: &format=svg|folded|speedscope
+GET /debug/pprof/diff        two of what is kept: ?service=&from=&to=&base_service=&base_from=&base_to=
 ";
 
 /// Lists the watched processes.
@@ -56,6 +63,8 @@ pub struct Api {
     pub health: Health,
     /// The last minute of each service.
     pub summary: Summary,
+    /// The slowest Elasticsearch calls.
+    pub slow: SlowCalls,
     /// The watched processes.
     pub targets: TargetSource,
     /// Name of this host, for the page.
@@ -78,6 +87,7 @@ pub fn router(api: Api, profile_routes: Router) -> Router {
         .route("/readyz", get(readiness))
         .route("/health/detailed", get(health))
         .route("/targets", get(list_targets))
+        .route("/api/elasticsearch/slow", get(list_slow_calls))
         .with_state(state)
         .layer(middleware::from_fn(bound_time))
         .merge(profile_routes)
@@ -146,6 +156,10 @@ async fn list_targets(State(state): State<Arc<Shared>>) -> Response {
         }
         Err(error) => internal_error(&error),
     }
+}
+
+async fn list_slow_calls(State(state): State<Arc<Shared>>) -> Response {
+    Json(state.api.slow.report()).into_response()
 }
 
 async fn not_found(uri: Uri) -> Response {

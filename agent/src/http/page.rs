@@ -17,12 +17,16 @@ use protocol::observation::Role;
 use super::Shared;
 use crate::health::{Report, Status};
 use crate::process::Target;
+use crate::sink::slow::SlowCall;
 use crate::sink::summary::{
     CallSummary, Percentiles, ServiceSummary, Snapshot, Traffic, WINDOW_SECONDS,
 };
 
 /// Rows of a table; the rest is in `/metrics` and `/targets`.
 const MAX_ROWS: usize = 200;
+
+/// Rows of the table of slow calls.
+const MAX_SLOW_ROWS: usize = 10;
 
 /// Length of the profile behind a button.
 const PROFILE_SECONDS: u32 = 5;
@@ -40,6 +44,7 @@ pub(super) async fn show(State(state): State<Arc<Shared>>) -> Response {
         &api.host_name,
         &api.health.report(),
         &api.summary.snapshot(),
+        &api.slow.report().calls,
         &targets,
     );
     let headers = [
@@ -59,7 +64,13 @@ pub(super) async fn script() -> Response {
     (headers, include_str!("page.js")).into_response()
 }
 
-fn render(host_name: &str, health: &Report, snapshot: &Snapshot, targets: &[Target]) -> Markup {
+fn render(
+    host_name: &str,
+    health: &Report,
+    snapshot: &Snapshot,
+    slow: &[SlowCall],
+    targets: &[Target],
+) -> Markup {
     let of_role = |role| {
         snapshot
             .services
@@ -88,6 +99,7 @@ fn render(host_name: &str, health: &Report, snapshot: &Snapshot, targets: &[Targ
                     } @else {
                         (service_table("Services", "requests that they answer", of_role(Role::Server)))
                         (call_table(&snapshot.calls))
+                        (slow_table(slow))
                         (service_table("Outgoing requests", "that services send to others", of_role(Role::Client)))
                     }
                     (target_table(targets))
@@ -116,7 +128,7 @@ fn heading(host_name: &str, health: &Report, snapshot: &Snapshot) -> Markup {
 }
 
 /// Two threads in the wind: what a telltale is on a sail.
-fn mark() -> Markup {
+pub(super) fn mark() -> Markup {
     html! {
         svg.mark viewBox="0 0 28 20" aria-hidden="true" {
             circle cx="4" cy="10" r="2.4" {}
@@ -228,6 +240,48 @@ fn call_table(calls: &[CallSummary]) -> Markup {
     }
 }
 
+fn slow_table(calls: &[SlowCall]) -> Markup {
+    html! {
+        @if !calls.is_empty() {
+            section {
+                h2 { "Slowest Elasticsearch calls " small { "of the last minutes, on the wire" } }
+                table.calls {
+                    thead { tr {
+                        th scope="col" { "Call" }
+                        th scope="col" { "Service" }
+                        th.number scope="col" { "Count" }
+                        th.number scope="col" { "Slowest" }
+                        th.number scope="col" { "took" }
+                        th.number scope="col" { "Mean" }
+                    } }
+                    tbody {
+                        @for call in calls.iter().take(MAX_SLOW_ROWS) { tr {
+                            th scope="row" title=[call.query.as_deref()] {
+                                @if call.operation.is_empty() { "not known" } @else { (call.operation) }
+                                " " (call.collection)
+                                @if let Some(query) = &call.query { " " small { (query) } }
+                            }
+                            td.name data-label="service" { (call.service) }
+                            td.number data-label="count" { (call.count) }
+                            td.number data-label="slowest" { (seconds(call.max_seconds)) }
+                            td.number data-label="took" {
+                                (call.max_took_seconds.map_or_else(|| "–".to_owned(), seconds))
+                            }
+                            td.number data-label="mean" { (seconds(call.mean_seconds)) }
+                        } }
+                    }
+                }
+                @if calls.len() > MAX_SLOW_ROWS {
+                    p.hint {
+                        "and " (calls.len() - MAX_SLOW_ROWS) " more in "
+                        a href="/api/elasticsearch/slow" { "/api/elasticsearch/slow" }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn took(call: &CallSummary, choose: impl Fn(&Percentiles) -> f64) -> String {
     call.took
         .as_ref()
@@ -285,7 +339,7 @@ fn target_table(targets: &[Target]) -> Markup {
 
 fn flame_button(key: &str, value: &str) -> Markup {
     let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
-    let link = format!("/debug/pprof/flamegraph?{key}={value}&seconds={PROFILE_SECONDS}");
+    let link = format!("/flamegraph?{key}={value}&seconds={PROFILE_SECONDS}");
     html! {
         a.flame href=(link) target="_blank" rel="noopener" data-seconds=(PROFILE_SECONDS)
             title={ "Sample its CPU for " (PROFILE_SECONDS) " s and draw a flamegraph" } { "Flamegraph" }
@@ -307,7 +361,7 @@ fn footer(version: &str) -> Markup {
                 a href="/metrics" { "metrics" }
                 a href="/targets" { "targets" }
                 a href="/health/detailed" { "health" }
-                a href="/debug/pprof/flamegraph?seconds=5" { "flamegraph of the host" }
+                a href="/flamegraph?seconds=5" { "flamegraph of the host" }
                 a href="/debug/pprof/profile?seconds=5" { "pprof of the host" }
             }
             p { "Telltale " (version) }
@@ -375,7 +429,7 @@ fn ports(ports: &[u16]) -> String {
 }
 
 /// The mark in the accent colour, for the tab.
-const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 -4 28 28' \
+pub(super) const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 -4 28 28' \
     fill='none' stroke='%230f766e' stroke-width='2.6' stroke-linecap='round'%3E%3Ccircle cx='4' cy='10' \
     r='2.4' fill='%230f766e' stroke='none'/%3E%3Cpath d='M6 9c4-6 8-6 11-3s6 3 9-1'/%3E%3Cpath \
     d='M6 11.5c4 5 8 5 11 2.5s6-2.5 9 1'/%3E%3C/svg%3E";

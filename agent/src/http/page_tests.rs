@@ -5,6 +5,7 @@ use crate::health::Health;
 use crate::process::Target;
 use crate::sink::Sink as _;
 use crate::sink::fixtures::{observation, process, search};
+use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 
 /// What somebody would name a service, an operation or an index to get a script onto the page.
@@ -12,18 +13,30 @@ const EVIL: &str = r#"<script>alert(1)</script>"'&?x=1"#;
 
 fn page_of(services: &[&str], targets: &[Target]) -> String {
     let summary = Summary::new();
-    let mut worker = summary.worker();
+    let slow = SlowCalls::default();
+    let (mut worker, mut slow_worker) = (summary.worker(), slow.worker());
     for service in services {
         let now_ns = crate::clock::monotonic_ns();
         for mut one in [observation(service, Role::Server, "/"), search(service)] {
             one.exchange.times.request_first_ns = now_ns;
             one.exchange.times.response_last_ns = Some(now_ns + 1_000_000);
+            if let Some(call) = &mut one.exchange.elasticsearch {
+                call.query_text = Some(format!("{{{service}:?}}").into());
+            }
             worker.observe(&one);
+            slow_worker.observe(&one);
         }
     }
     let health = Health::new();
     health.set_ready(true);
-    render("host", &health.report(), &summary.snapshot(), targets).into_string()
+    render(
+        "host",
+        &health.report(),
+        &summary.snapshot(),
+        &slow.report().calls,
+        targets,
+    )
+    .into_string()
 }
 
 #[test]
@@ -52,7 +65,7 @@ fn names_from_traffic_are_text_wherever_they_appear() {
 fn reasons_of_health_are_text_as_well() {
     let health = Health::new();
     health.set("otlp", Status::Degraded, EVIL);
-    let page = render(EVIL, &health.report(), &Snapshot::default(), &[]).into_string();
+    let page = render(EVIL, &health.report(), &Snapshot::default(), &[], &[]).into_string();
     assert_eq!(page.matches("<script").count(), 1, "{page}");
     assert!(page.contains("Attaching"), "not ready yet");
 }
@@ -61,10 +74,10 @@ fn reasons_of_health_are_text_as_well() {
 fn every_service_and_call_has_its_row() {
     let page = page_of(&["catalogue", "checkout"], &[]);
     for service in ["catalogue", "checkout"] {
-        // As a server, as a caller, as a client of Elasticsearch.
+        // As a server, as a caller, as a client of Elasticsearch, as one that waited.
         assert_eq!(
             page.matches(&format!(">{service}<")).count(),
-            3,
+            4,
             "{service} in {page}"
         );
         assert_eq!(

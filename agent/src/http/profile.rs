@@ -1,25 +1,26 @@
-//! `GET /debug/pprof/profile` and `GET /debug/pprof/flamegraph`: profiles on demand.
+//! `GET /debug/pprof/profile`, `/debug/pprof/flamegraph`, `/debug/pprof/diff`, and the page at
+//! `/flamegraph`.
 //!
 //! The paths and parameters are those of Go's `net/http/pprof`, so that its tools can be pointed
 //! here: `go tool pprof 'http://127.0.0.1:9464/debug/pprof/profile?service=shop&seconds=10'`.
 
-use std::time::Duration;
+use std::convert::identity;
+use std::io;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use profile::Profile;
 
+use super::flame_page;
+use super::query::{ALLOWED, Asked, check_limits};
 use crate::config::ProfileConfig;
-use crate::profiler::{ProfileError, ProfileRequest, Profiler, Target};
+use crate::profiler::{ProfileError, ProfileRequest, Profiler};
+use crate::sink::flamegraph_diff::DiffFormat;
 use crate::sink::profile_format::ProfileFormat;
-
-/// How long a profile lasts when nobody says.
-const DEFAULT_SECONDS: u64 = 30;
-
-/// Samples a second and CPU when nobody says.
-const DEFAULT_HZ: u32 = 99;
 
 /// The profiler, and how much of it a request may take.
 #[derive(Clone)]
@@ -28,154 +29,212 @@ struct Profiling {
     limits: ProfileConfig,
 }
 
-/// The two routes, for profiles within `limits`. `None` answers that this host has no profiler,
+/// The routes, for profiles within `limits`. `None` answers that this host has no profiler,
 /// and why is in the log.
 pub fn router(profiler: Option<Profiler>, limits: ProfileConfig) -> Router {
     Router::new()
         .route("/debug/pprof/profile", get(profile))
         .route("/debug/pprof/flamegraph", get(flamegraph))
+        .route("/debug/pprof/diff", get(diff))
+        .route("/flamegraph", get(look_into))
+        .route("/flamegraph.css", get(flame_page::style))
+        .route("/flamegraph.js", get(flame_page::script))
         .with_state(Profiling { profiler, limits })
 }
 
 type Parameters = Query<Vec<(String, String)>>;
 
+const DRAWN: [(&str, ProfileFormat); 3] = [
+    ("svg", ProfileFormat::Svg),
+    ("folded", ProfileFormat::Folded),
+    ("speedscope", ProfileFormat::Speedscope),
+];
+
+const DIFFERENCES: [(&str, DiffFormat); 2] =
+    [("svg", DiffFormat::Svg), ("folded", DiffFormat::Folded)];
+
+/// What is said of the base of a difference begins with this.
+const BASE: &str = "base_";
+
 async fn profile(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
-    answer(profiling, &query, &[("", ProfileFormat::Pprof)]).await
+    let answer = answer(&profiling, &query, &[("", ProfileFormat::Pprof)]).await;
+    answer.unwrap_or_else(identity)
 }
 
 async fn flamegraph(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
-    let formats = [
-        ("svg", ProfileFormat::Svg),
-        ("folded", ProfileFormat::Folded),
-        ("speedscope", ProfileFormat::Speedscope),
-    ];
-    answer(profiling, &query, &formats).await
+    let answer = answer(&profiling, &query, &DRAWN).await;
+    answer.unwrap_or_else(identity)
+}
+
+async fn diff(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+    let answer = difference(&profiling, &query).await;
+    answer.unwrap_or_else(identity)
+}
+
+async fn look_into(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+    let page = page(&profiling, &query).await;
+    page.unwrap_or_else(identity)
+}
+
+/// Takes the profile and makes a page of it. Where no time is said, that is the last minutes of
+/// what is kept, or the next seconds where nothing is.
+async fn page(profiling: &Profiling, query: &[(String, String)]) -> Result<Response, Response> {
+    let now = SystemTime::now();
+    let mut query = query.to_vec();
+    let of_time = ["from", "to", "seconds", "hz"];
+    if !query.iter().any(|(key, _)| of_time.contains(&key.as_str())) {
+        let (key, value) = if profiling.limits.continuous.hz > 0 {
+            ("from", "now-5m")
+        } else {
+            ("seconds", "5")
+        };
+        query.push((key.to_owned(), value.to_owned()));
+    }
+    let mut asked = Asked::default();
+    for (key, value) in &query {
+        if !asked.take(key, value, now).map_err(bad_request)? {
+            return Err(unknown(key, ALLOWED));
+        }
+    }
+    let request = asked.request(now).map_err(bad_request)?;
+    let profile = profiling.collect(request.clone()).await?;
+    let page = move || flame_page::page(&profile, &request, &query);
+    let made = tokio::task::spawn_blocking(page).await;
+    made.map_err(|_| {
+        refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the page could not be made",
+        )
+    })
 }
 
 /// Takes the profile and encodes it in one of `formats`, the first of which is the default.
 async fn answer(
-    profiling: Profiling,
+    profiling: &Profiling,
     query: &[(String, String)],
     formats: &[(&str, ProfileFormat)],
-) -> Response {
-    let Some(profiler) = profiling.profiler else {
-        return refuse(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no profiler here; see the log",
-        );
-    };
-    let asked = parse(query, formats).and_then(|(request, format)| {
-        check_limits(&request, &profiling.limits)?;
-        Ok((request, format))
-    });
-    let (request, format) = match asked {
-        Ok(asked) => asked,
-        Err(reason) => return refuse(StatusCode::BAD_REQUEST, &reason),
-    };
-    let title = request.to_string();
-    let profile = match profiler.collect(request).await {
-        Ok(profile) => profile,
-        Err(error) => return refuse_error(&error),
-    };
-    let encoded = tokio::task::spawn_blocking(move || format.encode(&profile, &title)).await;
-    match encoded {
-        Ok(Ok(bytes)) => respond(format, bytes),
-        failed => {
-            tracing::error!(?failed, "the profile could not be encoded");
-            refuse(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the profile could not be encoded",
-            )
-        }
-    }
-}
-
-fn respond(format: ProfileFormat, bytes: Vec<u8>) -> Response {
-    let mut response = bytes.into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(format.content_type()),
-    );
-    if format == ProfileFormat::Pprof {
-        let attachment = HeaderValue::from_static("attachment; filename=\"profile.pb.gz\"");
-        headers.insert(header::CONTENT_DISPOSITION, attachment);
-    }
-    response
-}
-
-/// What is asked for; or what is wrong with it, in one line.
-fn parse(
-    query: &[(String, String)],
-    formats: &[(&str, ProfileFormat)],
-) -> Result<(ProfileRequest, ProfileFormat), String> {
-    let mut target = None;
-    let mut seconds = DEFAULT_SECONDS;
-    let mut hz = DEFAULT_HZ;
+) -> Result<Response, Response> {
+    let now = SystemTime::now();
+    let mut asked = Asked::default();
     let mut format = formats[0].1;
     for (key, value) in query {
-        let named = match key.as_str() {
-            "seconds" => {
-                seconds = number(key, value)?;
-                continue;
-            }
-            "hz" => {
-                hz = number(key, value)?;
-                continue;
-            }
-            "format" => {
-                let known = formats
-                    .iter()
-                    .find(|(name, _)| !name.is_empty() && name == value);
-                format = known.ok_or_else(|| unknown_format(value, formats))?.1;
-                continue;
-            }
-            "pid" => Target::Pid(number(key, value)?),
-            "service" => Target::Service(value.clone()),
-            "container" => Target::Container(value.clone()),
-            _ => {
-                return Err(format!(
-                    "unknown parameter {key:?}; allowed: seconds, hz, pid, service, container, format"
-                ));
-            }
+        let taken = if key == "format" {
+            format = one_of(formats, value).map_err(bad_request)?;
+            true
+        } else {
+            asked.take(key, value, now).map_err(bad_request)?
         };
-        if target.replace(named).is_some() {
-            return Err("more than one of pid, service and container is given".to_owned());
+        if !taken {
+            return Err(unknown(key, &format!("{ALLOWED}, format")));
         }
     }
-    let request = ProfileRequest {
-        target: target.unwrap_or(Target::All),
-        duration: Duration::from_secs(seconds),
-        hz,
-    };
-    Ok((request, format))
-}
-
-/// Whether the configuration allows a profile this long and this dense.
-fn check_limits(request: &ProfileRequest, limits: &ProfileConfig) -> Result<(), String> {
-    if request.duration > limits.max_duration {
-        return Err(format!(
-            "seconds is {}: at most {} is allowed (profile.max_duration)",
-            request.duration.as_secs(),
-            limits.max_duration.as_secs()
-        ));
+    let request = asked.request(now).map_err(bad_request)?;
+    let title = request.to_string();
+    let profile = profiling.collect(request).await?;
+    let bytes = encode(move || format.encode(&profile, &title)).await?;
+    let mut response = respond(format.content_type(), bytes);
+    if format == ProfileFormat::Pprof {
+        let attachment = HeaderValue::from_static("attachment; filename=\"profile.pb.gz\"");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_DISPOSITION, attachment);
     }
-    if request.hz > limits.max_hz {
-        return Err(format!(
-            "hz is {}: at most {} is allowed (profile.max_hz)",
-            request.hz, limits.max_hz
-        ));
+    Ok(response)
+}
+
+/// Draws what two ranges of time or two services differ by. What is not said of the base is as
+/// with the other one.
+async fn difference(
+    profiling: &Profiling,
+    query: &[(String, String)],
+) -> Result<Response, Response> {
+    let now = SystemTime::now();
+    let (mut base, mut asked) = (Asked::default(), Asked::default());
+    let mut format = DiffFormat::Svg;
+    for (key, value) in query {
+        let taken = match key.strip_prefix(BASE) {
+            _ if key == "format" => {
+                format = one_of(&DIFFERENCES, value).map_err(bad_request)?;
+                Ok(true)
+            }
+            Some(key) => base.take(key, value, now),
+            None => asked.take(key, value, now),
+        };
+        if !taken.map_err(bad_request)? {
+            return Err(unknown(
+                key,
+                &format!("{ALLOWED}, each with {BASE} before it too, format"),
+            ));
+        }
     }
-    Ok(())
+    let base = base.or(&asked);
+    if base == Asked::default().or(&asked) {
+        return Err(bad_request(format!(
+            "the base is the same: say {BASE}from and {BASE}to, or {BASE}service"
+        )));
+    }
+    let requests = [base, asked].map(|asked| asked.past_request(now));
+    let [base, asked] = requests;
+    let (base, asked) = (base.map_err(bad_request)?, asked.map_err(bad_request)?);
+    let titles = [base.to_string(), asked.to_string()];
+    let (base, asked) = (
+        profiling.collect(base).await?,
+        profiling.collect(asked).await?,
+    );
+    let bytes = encode(move || {
+        let [base_title, title] = &titles;
+        format.encode((&base, base_title), (&asked, title))
+    })
+    .await?;
+    Ok(respond(format.content_type(), bytes))
 }
 
-fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, String> {
-    value
-        .parse()
-        .map_err(|_| format!("{key} is {value:?}: a whole number is needed"))
+impl Profiling {
+    async fn collect(&self, request: ProfileRequest) -> Result<Profile, Response> {
+        let Some(profiler) = &self.profiler else {
+            return Err(refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no profiler here; see the log",
+            ));
+        };
+        check_limits(&request, &self.limits).map_err(bad_request)?;
+        let collected = profiler.collect(request).await;
+        collected.map_err(|error| refuse_error(&error))
+    }
 }
 
-fn unknown_format(value: &str, formats: &[(&str, ProfileFormat)]) -> String {
+/// Encodes off the async threads.
+async fn encode(
+    encode: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+) -> Result<Vec<u8>, Response> {
+    match tokio::task::spawn_blocking(encode).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        failed => {
+            tracing::error!(?failed, "the profile could not be encoded");
+            Err(refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the profile could not be encoded",
+            ))
+        }
+    }
+}
+
+fn respond(content_type: &'static str, bytes: Vec<u8>) -> Response {
+    let content_type = HeaderValue::from_static(content_type);
+    ([(header::CONTENT_TYPE, content_type)], bytes).into_response()
+}
+
+/// The format of this name.
+fn one_of<F: Copy>(formats: &[(&str, F)], name: &str) -> Result<F, String> {
+    let known = formats
+        .iter()
+        .find(|(known, _)| !known.is_empty() && *known == name);
+    known
+        .map(|(_, format)| *format)
+        .ok_or_else(|| unknown_format(name, formats))
+}
+
+fn unknown_format<F>(value: &str, formats: &[(&str, F)]) -> String {
     let allowed: Vec<_> = formats
         .iter()
         .map(|(name, _)| *name)
@@ -187,11 +246,17 @@ fn unknown_format(value: &str, formats: &[(&str, ProfileFormat)]) -> String {
     }
 }
 
+fn unknown(key: &str, allowed: &str) -> Response {
+    bad_request(format!("unknown parameter {key:?}; allowed: {allowed}"))
+}
+
+fn bad_request(reason: impl AsRef<str>) -> Response {
+    refuse(StatusCode::BAD_REQUEST, reason.as_ref())
+}
+
 fn refuse_error(error: &ProfileError) -> Response {
     let retry_after = match error {
-        ProfileError::OtherRate { wait, .. } | ProfileError::TooMany { wait } => {
-            Some(wait.as_secs() + 1)
-        }
+        ProfileError::TooMany { wait } => Some(wait.as_secs() + 1),
         _ => None,
     };
     let mut response = refuse(status(error), &error.to_string());
@@ -205,15 +270,18 @@ fn refuse_error(error: &ProfileError) -> Response {
 
 fn status(error: &ProfileError) -> StatusCode {
     match error {
-        ProfileError::Hz(_) | ProfileError::Duration(_) | ProfileError::ContainerId(_) => {
-            StatusCode::BAD_REQUEST
-        }
+        ProfileError::Hz(_)
+        | ProfileError::Duration(_)
+        | ProfileError::ContainerId(_)
+        | ProfileError::CgroupPath(_) => StatusCode::BAD_REQUEST,
         ProfileError::NoSuchProcess(_)
+        | ProfileError::NoSuchThread(_)
         | ProfileError::NoSuchService { .. }
-        | ProfileError::NoSuchContainer(_) => StatusCode::NOT_FOUND,
-        ProfileError::OtherRate { .. } | ProfileError::TooMany { .. } => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
+        | ProfileError::NoSuchContainer(_)
+        | ProfileError::NoSuchCgroup(_)
+        | ProfileError::NothingKept
+        | ProfileError::NotKept { .. } => StatusCode::NOT_FOUND,
+        ProfileError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
         ProfileError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         ProfileError::Sampler(_) | ProfileError::Interrupted(_) | ProfileError::Symbolizer(_) => {
             StatusCode::INTERNAL_SERVER_ERROR
@@ -231,103 +299,9 @@ fn refuse(status: StatusCode, reason: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-
-    const SVG: [(&str, ProfileFormat); 2] = [
-        ("svg", ProfileFormat::Svg),
-        ("folded", ProfileFormat::Folded),
-    ];
-
-    fn parsed(
-        query: &[(&str, &str)],
-        formats: &[(&str, ProfileFormat)],
-    ) -> Result<(ProfileRequest, ProfileFormat), String> {
-        let query: Vec<_> = query
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
-        parse(&query, formats)
-    }
-
-    #[test]
-    fn nothing_said_means_everything_for_half_a_minute() {
-        let (request, format) = parsed(&[], &SVG).unwrap();
-        assert_eq!(request.target, Target::All);
-        assert_eq!(
-            (request.duration, request.hz),
-            (Duration::from_secs(30), 99)
-        );
-        assert_eq!(format, ProfileFormat::Svg);
-    }
-
-    #[test]
-    fn parameters_are_taken() {
-        let query = [
-            ("seconds", "5"),
-            ("hz", "499"),
-            ("service", "a b"),
-            ("format", "folded"),
-        ];
-        let (request, format) = parsed(&query, &SVG).unwrap();
-        assert_eq!(request.target, Target::Service("a b".into()));
-        assert_eq!(
-            (request.duration, request.hz),
-            (Duration::from_secs(5), 499)
-        );
-        assert_eq!(format, ProfileFormat::Folded);
-        assert_eq!(
-            parsed(&[("pid", "7")], &SVG).unwrap().0.target,
-            Target::Pid(7)
-        );
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_in_one_line() {
-        for (query, reason) in [
-            (
-                &[("seconds", "five")][..],
-                "seconds is \"five\": a whole number is needed",
-            ),
-            (&[("pid", "-1")], "pid is \"-1\": a whole number is needed"),
-            (
-                &[("pid", "1"), ("service", "x")],
-                "more than one of pid, service and container is given",
-            ),
-            (
-                &[("format", "png")],
-                "format is \"png\"; allowed: svg, folded",
-            ),
-            (
-                &[("second", "1")],
-                "unknown parameter \"second\"; allowed: seconds, hz, pid, service, container, format",
-            ),
-        ] {
-            assert_eq!(parsed(query, &SVG).unwrap_err(), reason);
-        }
-        let pprof = [("", ProfileFormat::Pprof)];
-        let error = parsed(&[("format", "svg")], &pprof).unwrap_err();
-        assert!(error.contains("always pprof"), "{error}");
-    }
-
-    #[test]
-    fn the_configuration_bounds_what_is_asked_for() {
-        let limits = ProfileConfig {
-            max_duration: Duration::from_secs(60),
-            max_hz: 199,
-        };
-        let check = |query: &[(&str, &str)]| check_limits(&parsed(query, &SVG).unwrap().0, &limits);
-        assert_eq!(check(&[("seconds", "60"), ("hz", "199")]), Ok(()));
-        let too_long = check(&[("seconds", "61")]).unwrap_err();
-        assert_eq!(
-            too_long,
-            "seconds is 61: at most 60 is allowed (profile.max_duration)"
-        );
-        let too_dense = check(&[("hz", "200")]).unwrap_err();
-        assert_eq!(
-            too_dense,
-            "hz is 200: at most 199 is allowed (profile.max_hz)"
-        );
-    }
 
     #[test]
     fn errors_have_the_status_that_fits() {

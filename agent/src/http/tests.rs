@@ -7,12 +7,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::sink::fixtures::process;
+use crate::config::ProfileConfig;
+use crate::sink::Sink as _;
+use crate::sink::fixtures::{process, search};
 
 /// The API on a port of its own, as the agent serves it.
 struct Running {
     address: SocketAddr,
     health: Health,
+    slow: SlowCalls,
     stop: oneshot::Sender<()>,
     task: JoinHandle<std::io::Result<()>>,
 }
@@ -23,10 +26,12 @@ impl Running {
         let metrics = crate::self_metrics::SelfMetrics::new(&registry).unwrap();
         metrics.losses.add("tap", "ring_full", 3);
         let health = Health::new();
+        let slow = SlowCalls::default();
         let api = Api {
             registry,
             health: health.clone(),
             summary: Summary::new(),
+            slow: slow.clone(),
             targets: Arc::new(|| {
                 let mut shop = process("shop", 42);
                 shop.command_line = vec!["python3".into(), "--password=secret".into()];
@@ -47,6 +52,7 @@ impl Running {
         Self {
             address,
             health,
+            slow,
             stop,
             task,
         }
@@ -108,6 +114,28 @@ async fn readiness_follows_health_and_being_alive_does_not() {
 }
 
 #[tokio::test]
+async fn slow_calls_are_told() {
+    let api = Running::start(Router::new());
+    let mut call = search("shop");
+    let now_ns = crate::clock::monotonic_ns();
+    let times = &mut call.exchange.times;
+    times.request_first_ns = now_ns;
+    times.response_last_ns = Some(now_ns + 20_000_000);
+    api.slow.worker().observe(&call);
+    let (status, _, body) = api.get("/api/elasticsearch/slow").await;
+    assert_eq!(status, 200);
+    let report: Value = serde_json::from_str(&body).unwrap();
+    let told = &report["calls"][0];
+    assert_eq!(told["service"], "shop");
+    assert_eq!(told["operation"], "search");
+    assert_eq!(told["collection"], "docs");
+    assert_eq!(told["query"], Value::Null);
+    assert_eq!(told["max_seconds"], 0.02);
+    assert_eq!(told["max_took_seconds"], 0.006);
+    assert_eq!(report["left_out"], 0);
+}
+
+#[tokio::test]
 async fn targets_tell_the_process_and_not_its_arguments() {
     let api = Running::start(Router::new());
     let (_, head, body) = api.get("/targets").await;
@@ -143,18 +171,18 @@ async fn the_page_allows_nothing_but_its_own_style_and_script() {
 
 #[tokio::test]
 async fn an_unknown_path_lists_what_there_is() {
-    let profiles = Router::new().route("/debug/pprof/profile", get(|| async { "profile" }));
+    let profiles = profile::router(None, ProfileConfig::default());
     let api = Running::start(profiles);
     let (status, _, body) = api.get("/metricz").await;
     assert_eq!(status, 404);
     // Whatever the text promises is there.
     let paths = body.lines().filter_map(|line| line.strip_prefix("GET "));
     for path in paths.map(|line| line.split_whitespace().next().unwrap()) {
-        if path != "/debug/pprof/flamegraph" {
-            assert_ne!(api.get(path).await.0, 404, "{path}");
-        }
+        assert_ne!(api.get(path).await.0, 404, "{path}");
     }
-    assert_eq!(api.get("/debug/pprof/profile").await.2, "profile");
+    let (status, _, reason) = api.get("/debug/pprof/profile").await;
+    assert_eq!(status, 503);
+    assert!(reason.contains("no profiler"), "{reason}");
 }
 
 #[tokio::test]

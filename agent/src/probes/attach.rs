@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, ProgramError};
 
-use super::load::{Loaded, privilege_hint};
+use super::load::{Loaded, TapVariant, privilege_hint};
 
 /// A kernel program and what becomes of the agent without it.
 #[derive(Clone, Copy, Debug)]
@@ -18,13 +18,13 @@ pub struct Probe {
     pub fallback: Option<&'static str>,
 }
 
-/// On which variant of the tap a probe is wanted.
+/// When a probe is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// Always.
     Always,
-    /// Where the tap works by marks.
-    Marks,
+    /// As a part of this tap.
+    Tap(TapVariant),
 }
 
 /// Every probe of `telltale run`, in the order of attaching: what notes the end of things before
@@ -56,20 +56,20 @@ pub const PROBES: [Probe; 7] = [
     },
     Probe {
         tracepoint: "sock_send_length",
-        when: When::Marks,
-        purpose: "bytes sent (marks the thread)",
-        fallback: Some("walk from the descriptor"),
+        when: When::Tap(TapVariant::Socket),
+        purpose: "bytes sent",
+        fallback: None,
     },
     Probe {
         tracepoint: "sock_recv_length",
-        when: When::Marks,
-        purpose: "bytes received (marks the thread)",
-        fallback: Some("walk from the descriptor"),
+        when: When::Tap(TapVariant::Socket),
+        purpose: "bytes received",
+        fallback: None,
     },
     Probe {
         tracepoint: "sys_exit",
-        when: When::Always,
-        purpose: "what a call moved",
+        when: When::Tap(TapVariant::Walk),
+        purpose: "bytes sent and received",
         fallback: None,
     },
 ];
@@ -101,10 +101,10 @@ pub struct AttachError {
 /// The first probe that has no fallback and cannot be attached.
 pub fn attach(loaded: &mut Loaded) -> Result<Vec<ProbeReport>, AttachError> {
     let mut reports = Vec::with_capacity(PROBES.len());
-    for probe in wanted(loaded.use_marks) {
+    for probe in wanted(loaded.tap) {
         let result = attach_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint);
         match result {
-            Err(source) if probe.fallback.is_none() || probe.when == When::Marks => {
+            Err(source) if probe.fallback.is_none() => {
                 return Err(AttachError {
                     program: probe.tracepoint,
                     purpose: probe.purpose,
@@ -119,7 +119,7 @@ pub fn attach(loaded: &mut Loaded) -> Result<Vec<ProbeReport>, AttachError> {
 
 /// Verifies every wanted probe without attaching it: what `telltale check` shows.
 pub fn verify(loaded: &mut Loaded) -> Vec<ProbeReport> {
-    wanted(loaded.use_marks)
+    wanted(loaded.tap)
         .map(|probe| ProbeReport {
             probe,
             result: verify_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint).map(|(_, n)| n),
@@ -127,10 +127,10 @@ pub fn verify(loaded: &mut Loaded) -> Vec<ProbeReport> {
         .collect()
 }
 
-fn wanted(use_marks: bool) -> impl Iterator<Item = Probe> {
+fn wanted(tap: TapVariant) -> impl Iterator<Item = Probe> {
     PROBES
         .into_iter()
-        .filter(move |probe| use_marks || probe.when != When::Marks)
+        .filter(move |probe| matches!(probe.when, When::Always) || probe.when == When::Tap(tap))
 }
 
 fn attach_one(ebpf: &mut Ebpf, btf: &aya::Btf, name: &str) -> Result<Option<u32>, ProgramError> {

@@ -7,24 +7,22 @@ use super::btf::{Btf, BtfError};
 use super::offsets;
 use crate::config::Tap;
 
-/// How the tap finds the socket of a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The set of programs that sees what calls move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TapVariant {
-    /// The best that the kernel has.
-    #[default]
-    Auto,
-    /// By the mark that `sock_send_length` and `sock_recv_length` leave (6.3+).
-    Marks,
-    /// By walking from the descriptor.
+    /// `sock_send_length` and `sock_recv_length` (6.3+).
+    Socket,
+    /// `sys_exit`, walking from the descriptor.
     Walk,
 }
 
-impl From<Tap> for TapVariant {
-    fn from(tap: Tap) -> Self {
-        match tap {
-            Tap::Auto => Self::Auto,
-            Tap::Marks => Self::Marks,
-            Tap::Walk => Self::Walk,
+impl TapVariant {
+    /// The variant for what was asked of a kernel with or without the tracepoints.
+    fn choose(wanted: Tap, has_tracepoints: bool) -> Result<Self, LoadError> {
+        match (wanted, has_tracepoints) {
+            (Tap::Auto | Tap::Socket, true) => Ok(Self::Socket),
+            (Tap::Auto, false) | (Tap::Walk, _) => Ok(Self::Walk),
+            (Tap::Socket, false) => Err(LoadError::NoSocketTap),
         }
     }
 }
@@ -40,8 +38,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Connections followed at a time.
     pub max_connections: u32,
-    /// How the tap finds sockets.
-    pub tap: TapVariant,
+    /// Which tap.
+    pub tap: Tap,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -53,7 +51,7 @@ impl LoadOptions {
         rings: 1,
         ring_bytes: 4096,
         max_connections: 1,
-        tap: TapVariant::Walk,
+        tap: Tap::Walk,
         verbose: false,
     };
 }
@@ -67,9 +65,9 @@ pub enum LoadError {
     /// The kernel's type information, as the loader reads it.
     #[error("cannot use the kernel's BTF: {0}")]
     LoaderBtf(#[from] aya::BtfError),
-    /// The marks were asked for, but the kernel has no such tracepoints.
-    #[error("tap `marks` needs the sock_send_length tracepoint (Linux 6.3); use `auto` or `walk`")]
-    NoMarks,
+    /// The socket tap was asked for, but the kernel has no such tracepoints.
+    #[error("tap `socket` needs the sock_send_length tracepoint (Linux 6.3); use `auto` or `walk`")]
+    NoSocketTap,
     /// Maps could not be created, or the object is damaged.
     #[error("cannot load the kernel programs: {0}{hint}", hint = privilege_hint(.0))]
     Ebpf(#[from] aya::EbpfError),
@@ -97,8 +95,8 @@ pub struct Loaded {
     pub btf: aya::Btf,
     /// Socket rings in use.
     pub rings: u32,
-    /// Whether the tap works by marks.
-    pub use_marks: bool,
+    /// The tap that fits this kernel.
+    pub tap: TapVariant,
 }
 
 /// Loads the object for this kernel.
@@ -107,26 +105,21 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, has_marks) = {
+    let (offsets, has_socket_tap) = {
         let btf = Btf::of_kernel()?;
         (
             offsets::resolve(&btf)?,
             btf.has_tracepoint("sock_send_length"),
         )
     };
-    let use_marks = match options.tap {
-        TapVariant::Auto => has_marks,
-        TapVariant::Marks if !has_marks => return Err(LoadError::NoMarks),
-        TapVariant::Marks => true,
-        TapVariant::Walk => false,
-    };
+    let tap = TapVariant::choose(options.tap, has_socket_tap)?;
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
     let rings = match options.rings {
         // One a CPU, so that CPUs do not wait for each other.
         0 => cpus.clamp(1, MAX_RINGS),
         rings => rings.min(MAX_RINGS),
     };
-    let config = constants(options, offsets, rings, use_marks);
+    let config = constants(options, offsets, rings);
     lift_memory_lock();
     let btf = aya::Btf::from_sys_fs()?;
     // aya-log counts from 1, error, to 5, trace; 0 is off.
@@ -148,7 +141,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ebpf,
         btf,
         rings,
-        use_marks,
+        tap,
     })
 }
 
@@ -178,13 +171,12 @@ pub const RING_MAPS: [&str; MAX_RINGS as usize] = [
     "SOCKET_RING_7",
 ];
 
-fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, use_marks: bool) -> Config {
+fn constants(options: &LoadOptions, offsets: Offsets, rings: u32) -> Config {
     Config {
         offsets,
         syscalls: offsets::syscalls(),
         agent_pid: std::process::id(),
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
         rings,
-        use_marks: u32::from(use_marks),
     }
 }

@@ -119,13 +119,15 @@ impl KernelLosses {
     /// Every reason with its count since the start, over all CPUs.
     #[must_use]
     pub fn read(&self) -> Vec<(LossReason, u64)> {
-        LossReason::ALL
-            .into_iter()
-            .map(|reason| {
-                let slots = self.map.get(&(reason as u32), 0);
-                (reason, slots.map_or(0, |slots| slots.iter().sum()))
-            })
-            .collect()
+        let totals = LossReason::ALL.into_iter();
+        totals.map(|reason| (reason, self.total(reason))).collect()
+    }
+
+    /// The count of one reason since the start, over all CPUs.
+    #[must_use]
+    pub fn total(&self, reason: LossReason) -> u64 {
+        let slots = self.map.get(&(reason as u32), 0);
+        slots.map_or(0, |slots| slots.iter().sum())
     }
 }
 

@@ -4,10 +4,10 @@ use ebpf_common::config::{MISSING, Offsets, Syscalls};
 
 use super::btf::{Btf, BtfError};
 
-/// `pt_regs` members: the system call's number, and its first four arguments as `sys_exit` still
-/// finds them. On arm64 the first argument is kept apart, since `x0` holds the result.
+/// `pt_regs` members: the system call's number, its result, and its first four arguments, which
+/// stay until its end.
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: (&str, [&str; 4]) = ("orig_ax", ["di", "si", "dx", "r10"]);
+const REGISTERS: (&str, &str, [&str; 4]) = ("orig_ax", "ax", ["di", "si", "dx", "r10"]);
 
 /// Finds every offset in the kernel's BTF.
 ///
@@ -16,9 +16,10 @@ const REGISTERS: (&str, [&str; 4]) = ("orig_ax", ["di", "si", "dx", "r10"]);
 pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
     let register = |name: &str| btf.offset("pt_regs", name);
     let optional = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(MISSING);
-    let (syscall, [first, second, third, fourth]) = REGISTERS;
+    let (syscall, result, [first, second, third, fourth]) = REGISTERS;
     Ok(Offsets {
         regs_syscall: register(syscall)?,
+        regs_result: register(result)?,
         regs_args: [
             register(first)?,
             register(second)?,

@@ -1,7 +1,7 @@
 //! Handle on the CPU sampler: the program `sample`, its clock on each CPU, its counts.
 //!
-//! The clock ticks only while a profile is taken. One sampler serves every profile that is taken
-//! at the same time, at one rate.
+//! The clock ticks only while somebody wants samples. One sampler serves all who do, at the highest
+//! rate that any of them asks for.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -101,8 +101,8 @@ pub struct Sampler {
     ring: RingBuf<MapData>,
     losses: PerCpuArray<MapData, u64>,
     unwind_maps: Option<UnwindMaps>,
-    /// One perf event a CPU; closing it stops the clock.
-    clocks: Vec<OwnedFd>,
+    /// CPUs with their perf events; closing one stops the clock.
+    clocks: Vec<(u32, OwnedFd)>,
     /// Stacks of the epochs that are not read yet.
     stacks: HashMap<SampleKey, Stack>,
     targeted: HashSet<u32>,
@@ -169,12 +169,11 @@ impl Sampler {
         self.unwind_maps.take()
     }
 
-    /// Says what is sampled from now on. Returns the epoch of the first sample of which that is
-    /// true.
+    /// Says what is sampled from now on, in a new epoch.
     ///
     /// # Errors
-    /// When a map can't be written: more than 4096 pids, for one.
-    pub fn set_targets(&mut self, targets: &Targets) -> Result<u32, SamplerError> {
+    /// When a map can't be written (more than 4096 pids, for one), or a clock not be paused.
+    pub fn set_targets(&mut self, targets: &Targets) -> Result<(), SamplerError> {
         let wanted = match targets {
             Targets::Every => &HashSet::new(),
             Targets::Pids(pids) => pids,
@@ -214,7 +213,10 @@ impl Sampler {
             ioctl(clock.as_fd(), PERF_EVENT_IOC_ENABLE, 0)
                 .map_err(|source| SamplerError::Clock { cpu: *cpu, source })?;
         }
-        self.clocks = clocks.into_iter().map(|(.., clock)| clock).collect();
+        self.clocks = clocks
+            .into_iter()
+            .map(|(_, cpu, clock)| (cpu, clock))
+            .collect();
         Ok(())
     }
 
@@ -223,18 +225,31 @@ impl Sampler {
         self.clocks.clear();
     }
 
-    /// Ends the epoch and starts the next one, whose number it returns.
+    /// Ends the epoch and starts the next one: what was sampled before is final when it returns.
+    ///
+    /// The clocks are paused for that. Disabling a perf event waits until its CPU is out of the
+    /// handler, and a paused `cpu-clock` keeps the rest of its period (`hw.period_left`), so that
+    /// no sample is lost or moved by more than the pause.
     ///
     /// # Errors
-    /// When the map can't be written.
-    pub fn next_epoch(&mut self) -> Result<u32, SamplerError> {
+    /// When the map can't be written, or a clock not be paused.
+    pub fn next_epoch(&mut self) -> Result<(), SamplerError> {
+        self.each_clock(PERF_EVENT_IOC_DISABLE)?;
         self.now.epoch = self.now.epoch.wrapping_add(1);
-        self.state.set(0, self.now, 0)?;
-        Ok(self.now.epoch)
+        let set = self.state.set(0, self.now, 0);
+        self.each_clock(PERF_EVENT_IOC_ENABLE)?;
+        Ok(set?)
     }
 
-    /// Reads the stacks that are new and tells each one's key and user addresses. To be called ten times a second
-    /// while the clocks run, so that the ring has room and a process is still there to be asked.
+    fn each_clock(&self, request: u64) -> Result<(), SamplerError> {
+        self.clocks.iter().try_for_each(|(cpu, clock)| {
+            ioctl(clock.as_fd(), request, 0)
+                .map_err(|source| SamplerError::Clock { cpu: *cpu, source })
+        })
+    }
+
+    /// Reads the stacks that are new and tells each one's key and user addresses. To be called ten
+    /// times a second while the clocks run, so that the ring has room and a process is still there to be asked.
     pub fn read_stacks(&mut self, mut seen: impl FnMut(&SampleKey, &[u64])) {
         while let Some(record) = self.ring.next() {
             if let Some((key, stack)) = decode(&record) {
@@ -246,22 +261,18 @@ impl Sampler {
         }
     }
 
-    /// Reads the stacks that are new as [`Self::read_stacks`] does, and then reads and removes the
-    /// counts of epochs that are over. While the clocks run, that are those
-    /// before the last one: a program that began in the last epoch may still be at work.
+    /// Reads and removes the counts of epochs that are over; once the clocks are stopped, the
+    /// current one's too. The kernel sends a stack before it counts it, so that
+    /// [`Self::read_stacks`] goes first, after the epoch's end.
     ///
     /// # Errors
     /// When the map can't be read.
     pub fn read_counts(
         &mut self,
-        mut seen: impl FnMut(&SampleKey, &[u64]),
         mut sample: impl FnMut(RawSample<'_>),
     ) -> Result<(), SamplerError> {
-        // The kernel sends a stack before it counts it, so the ring goes first.
-        self.read_stacks(&mut seen);
-        let (current, last) = (self.now.epoch, self.now.epoch.wrapping_sub(1));
-        let running = !self.clocks.is_empty();
-        let over = |key: &SampleKey| !(running && (key.epoch == current || key.epoch == last));
+        let (current, running) = (self.now.epoch, !self.clocks.is_empty());
+        let over = |key: &SampleKey| !running || key.epoch != current;
         let mut read = Vec::new();
         for entry in self.counts.iter() {
             let (key, count) = entry?;
@@ -312,6 +323,8 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 const DISABLED_AND_NOT_IDLE: u64 = (1 << 0) | (1 << 7);
 /// `_IO('$', 0)`
 const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
+/// `_IO('$', 1)`
+const PERF_EVENT_IOC_DISABLE: u64 = 0x2401;
 /// `_IOW('$', 8, __u32)`
 const PERF_EVENT_IOC_SET_BPF: u64 = 0x4004_2408;
 
@@ -370,7 +383,7 @@ fn open_clock(program: BorrowedFd<'_>, cpu: u32, period: Duration) -> io::Result
 
 /// An `ioctl` of a perf event whose argument is a number.
 fn ioctl(clock: BorrowedFd<'_>, request: u64, argument: u64) -> io::Result<()> {
-    // SAFETY: both requests that are used take a number, so the kernel follows no pointer.
+    // SAFETY: the requests that are used take a number, so the kernel follows no pointer.
     let result = unsafe { libc::ioctl(clock.as_raw_fd(), request as _, argument) };
     if result < 0 {
         Err(io::Error::last_os_error())

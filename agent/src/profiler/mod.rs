@@ -1,9 +1,14 @@
-//! CPU profiles on demand: request in, [`Profile`] out.
+//! CPU profiles: request in, [`Profile`] out, from now on or of what continuous profiling keeps.
 //!
-//! One sampler serves all requests that run at the same time, so they have to agree on the rate;
-//! a request at another rate is turned away with the time that it would have to wait.
+//! One sampler serves all requests that run at the same time, and continuous profiling beside
+//! them, each at its own rate.
 
+mod error;
+mod known;
+mod recorder;
 mod session;
+mod target;
+mod thin;
 pub mod unwind;
 mod work;
 
@@ -11,16 +16,22 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use profile::Profile;
 use tokio::sync::oneshot;
 
-use crate::probes::sampler::{Sampler, SamplerError};
-use crate::process::{Process, ProcessTable};
+use crate::probes::sampler::Sampler;
+use crate::process::ProcessTable;
 use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
 use session::Collected;
+use target::Identity;
+use work::Message;
+
+pub use error::ProfileError;
+pub use recorder::Continuous;
+pub use target::{Selector, Target};
 use unwind::Unwinder;
 
 /// Highest sampling rate.
@@ -38,129 +49,59 @@ const MIN_CONTAINER_ID_LEN: usize = 8;
 /// Service names that an error lists.
 const MAX_LISTED_SERVICES: usize = 20;
 
-/// What is profiled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// One process.
-    Pid(u32),
-    /// Every process of a service.
-    Service(String),
-    /// Every process of a container, by its id or the beginning of it.
-    Container(String),
-    /// Everything that runs on this host.
-    All,
-}
-
-impl Target {
-    /// Is the process one of those that are meant?
-    fn includes(&self, process: &Process) -> bool {
-        match self {
-            Self::All => true,
-            Self::Pid(pid) => process.pid == *pid,
-            Self::Service(name) => *process.service == **name,
-            Self::Container(id) => {
-                let container = process.container_id.as_deref();
-                container.is_some_and(|container| container.starts_with(&**id))
-            }
-        }
-    }
-}
-
 /// A profile that somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProfileRequest {
-    /// What is profiled.
-    pub target: Target,
-    /// For how long; at most [`MAX_SECONDS`].
-    pub duration: Duration,
-    /// Samples a second and CPU, 1 to [`MAX_HZ`].
-    pub hz: u32,
+    /// Which samples it is made of.
+    pub selector: Selector,
+    /// Of which time.
+    pub time: ProfileTime,
+}
+
+/// The time of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProfileTime {
+    /// From now on.
+    Next {
+        /// For how long; at most [`MAX_SECONDS`].
+        duration: Duration,
+        /// Samples a second and CPU, 1 to [`MAX_HZ`].
+        hz: u32,
+    },
+    /// A range of what continuous profiling keeps.
+    Past {
+        /// Its begin.
+        from: SystemTime,
+        /// Its end.
+        to: SystemTime,
+    },
 }
 
 /// What a person reads above the profile.
 impl fmt::Display for ProfileRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.target {
-            Target::Pid(pid) => write!(formatter, "CPU of process {pid}"),
-            Target::Service(name) => write!(formatter, "CPU of {name}"),
-            Target::Container(id) => write!(formatter, "CPU of container {id}"),
-            Target::All => formatter.write_str("CPU of everything on this host"),
+        self.selector.fmt(formatter)?;
+        match self.time {
+            ProfileTime::Next { .. } => Ok(()),
+            ProfileTime::Past { from, to } => {
+                write!(formatter, ", {} to {}", clock_time(from), clock_time(to))
+            }
         }
     }
-}
-
-/// Why there is no profile.
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    /// The rate is out of bounds.
-    #[error("hz is {0}: 1 to {MAX_HZ} is allowed")]
-    Hz(u32),
-    /// The duration is out of bounds.
-    #[error("seconds is {}: 1 to {MAX_SECONDS} is allowed", .0.as_secs_f64())]
-    Duration(Duration),
-    /// The beginning of a container id is too short.
-    #[error("container is {0:?}: at least {MIN_CONTAINER_ID_LEN} digits of the id are needed")]
-    ContainerId(String),
-    /// No such process.
-    #[error("there is no process {0}")]
-    NoSuchProcess(u32),
-    /// No process of the service is known.
-    #[error("there is no service {name:?}; known: {known}")]
-    NoSuchService {
-        /// The name that was asked for.
-        name: String,
-        /// Some of the names that there are.
-        known: String,
-    },
-    /// No process of the container is known.
-    #[error("there is no process in a container {0:?}")]
-    NoSuchContainer(String),
-    /// The sampler runs at another rate.
-    #[error(
-        "a profile at {hz} Hz is being taken: ask for the same rate, or again in {} s",
-        wait.as_secs() + 1
-    )]
-    OtherRate {
-        /// The rate it runs at.
-        hz: u32,
-        /// How long it will.
-        wait: Duration,
-    },
-    /// Enough profiles are being taken.
-    #[error(
-        "{MAX_CONCURRENT} profiles are being taken already: ask again in {} s",
-        wait.as_secs() + 1
-    )]
-    TooMany {
-        /// How long until one of them is finished.
-        wait: Duration,
-    },
-    /// The kernel side refused to begin.
-    #[error("{}", chain(.0))]
-    Sampler(#[from] SamplerError),
-    /// The kernel side failed on the way.
-    #[error("the sampler failed: {}", chain(.0))]
-    Interrupted(Arc<SamplerError>),
-    /// The symbolizer failed.
-    #[error(transparent)]
-    Symbolizer(#[from] crate::symbolize::SymbolizerFailed),
-    /// The profiler's thread is gone: the agent is stopping.
-    #[error("the profiler has stopped")]
-    Stopped,
 }
 
 /// Handle on the profiler. Cheap to clone.
 #[derive(Clone)]
 pub struct Profiler {
-    begin: mpsc::Sender<session::Begin>,
+    messages: mpsc::Sender<Message>,
     symbolizer: Arc<Symbolizer>,
     processes: Arc<ProcessTable>,
     samples: Option<ProfileSamples>,
 }
 
 impl Profiler {
-    /// Starts the profiler's thread, which sleeps until a profile is asked for. `samples`
-    /// counts what profiles were made of.
+    /// Starts the profiler's thread, which sleeps until a profile is asked for, or profiles
+    /// continuously. `samples` counts what profiles on demand were made of.
     ///
     /// # Errors
     /// When the thread can't be started.
@@ -168,94 +109,116 @@ impl Profiler {
         mut sampler: Sampler,
         processes: Arc<ProcessTable>,
         samples: Option<ProfileSamples>,
+        continuous: Option<Continuous>,
     ) -> std::io::Result<Self> {
-        let (begin, requests) = mpsc::channel();
         let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
-        let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes));
+        let (messages, received) = mpsc::channel();
+        let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes), continuous);
         thread::Builder::new()
             .name("profiler".into())
-            .spawn(move || worker.run(&requests))?;
+            .spawn(move || worker.run(&received))?;
         Ok(Self {
-            begin,
+            messages,
             symbolizer: Arc::default(),
             processes,
             samples,
         })
     }
 
-    /// Takes a profile. When the future is dropped, sampling ends.
+    /// Takes a profile, or sums what is kept. When the future is dropped, sampling ends.
     ///
     /// # Errors
     /// See [`ProfileError`].
     pub async fn collect(&self, request: ProfileRequest) -> Result<Profile, ProfileError> {
         self.validate(&request)?;
         let (answer, collected) = oneshot::channel();
-        let period_ns = 1_000_000_000 / u64::from(request.hz);
-        let begin = session::Begin { request, answer };
-        self.begin.send(begin).map_err(|_| ProfileError::Stopped)?;
+        let selector = request.selector;
+        let message = match request.time {
+            ProfileTime::Next { duration, hz } => Message::Begin {
+                selector,
+                duration,
+                hz,
+                answer,
+            },
+            ProfileTime::Past { from, to } => Message::Past {
+                selector,
+                from,
+                to,
+                answer,
+            },
+        };
+        self.messages
+            .send(message)
+            .map_err(|_| ProfileError::Stopped)?;
         let collected = collected.await.map_err(|_| ProfileError::Stopped)??;
         let symbolizer = Arc::clone(&self.symbolizer);
-        let finish = move || finish(&symbolizer, collected, period_ns);
+        let finish = move || finish(&symbolizer, collected);
         let profile = tokio::task::spawn_blocking(finish)
             .await
             .map_err(|_| ProfileError::Stopped)??;
-        self.count(&profile);
+        if matches!(request.time, ProfileTime::Next { .. }) {
+            self.count(&profile);
+        }
         Ok(profile)
     }
 
-    /// Checks what can be checked before anything is attached.
+    /// Checks what can be checked before anything is attached. Who was profiled in the past may be
+    /// gone by now.
     fn validate(&self, request: &ProfileRequest) -> Result<(), ProfileError> {
-        if !(1..=MAX_HZ).contains(&request.hz) {
-            return Err(ProfileError::Hz(request.hz));
-        }
-        if request.duration.is_zero() || request.duration > Duration::from_secs(MAX_SECONDS) {
-            return Err(ProfileError::Duration(request.duration));
-        }
-        match &request.target {
-            Target::All => Ok(()),
-            Target::Pid(pid) if Path::new("/proc").join(pid.to_string()).exists() => Ok(()),
-            Target::Pid(pid) => Err(ProfileError::NoSuchProcess(*pid)),
-            Target::Service(_) if self.includes_any(&request.target) => Ok(()),
-            Target::Service(name) => Err(ProfileError::NoSuchService {
-                name: name.clone(),
-                known: self.known_services(),
-            }),
+        let target = &request.selector.target;
+        match target {
             Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {
-                Err(ProfileError::ContainerId(id.clone()))
+                return Err(ProfileError::ContainerId(id.clone()));
             }
-            Target::Container(_) if self.includes_any(&request.target) => Ok(()),
+            Target::Cgroup(path) if !path.starts_with('/') => {
+                return Err(ProfileError::CgroupPath(path.clone()));
+            }
+            _ => {}
+        }
+        let ProfileTime::Next { duration, hz } = request.time else {
+            return Ok(());
+        };
+        if !(1..=MAX_HZ).contains(&hz) {
+            return Err(ProfileError::Hz(hz));
+        }
+        if duration.is_zero() || duration > Duration::from_secs(MAX_SECONDS) {
+            return Err(ProfileError::Duration(duration));
+        }
+        let runs = |id: &u32| Path::new("/proc").join(id.to_string()).exists();
+        match target {
+            Target::All => Ok(()),
+            Target::Pid(pid) if runs(pid) => Ok(()),
+            Target::Pid(pid) => Err(ProfileError::NoSuchProcess(*pid)),
+            // A thread's number leads to its folder too.
+            Target::Tid(tid) if runs(tid) => Ok(()),
+            Target::Tid(tid) => Err(ProfileError::NoSuchThread(*tid)),
+            _ if self.includes_any(target) => Ok(()),
+            Target::Service(name) => {
+                let listed = self.processes.list();
+                let mut names: Vec<_> = listed
+                    .iter()
+                    .map(|listed| Arc::clone(&listed.process.service))
+                    .collect();
+                Err(ProfileError::no_such_service(name, &mut names))
+            }
             Target::Container(id) => Err(ProfileError::NoSuchContainer(id.clone())),
+            Target::Cgroup(path) => Err(ProfileError::NoSuchCgroup(path.clone())),
         }
     }
 
     /// Does any process that is known belong to the target?
     fn includes_any(&self, target: &Target) -> bool {
+        let includes = |process| {
+            let identity = match target {
+                Target::Cgroup(_) => Identity::read(process, Path::new("/proc")),
+                _ => Identity::without_cgroups(process),
+            };
+            target.includes_process(&identity)
+        };
         self.processes
             .list()
-            .iter()
-            .any(|listed| target.includes(&listed.process))
-    }
-
-    /// Some of the services that there are, for whoever misspelt one.
-    fn known_services(&self) -> String {
-        let mut names: Vec<_> = self
-            .processes
-            .list()
-            .iter()
-            .map(|listed| Arc::clone(&listed.process.service))
-            .collect();
-        names.sort();
-        names.dedup();
-        let more = names.len() > MAX_LISTED_SERVICES;
-        names.truncate(MAX_LISTED_SERVICES);
-        if more {
-            names.push("…".into());
-        }
-        if names.is_empty() {
-            "none".into()
-        } else {
-            names.join(", ")
-        }
+            .into_iter()
+            .any(|listed| includes(listed.process))
     }
 
     fn count(&self, profile: &Profile) {
@@ -273,22 +236,19 @@ impl Profiler {
 const LOST: &str = "lost";
 
 /// Gives the addresses of what was collected their functions.
-fn finish(
-    symbolizer: &Symbolizer,
-    collected: Collected,
-    period_ns: u64,
-) -> Result<Profile, ProfileError> {
+fn finish(symbolizer: &Symbolizer, collected: Collected) -> Result<Profile, ProfileError> {
     let Collected {
         request,
         started,
         duration,
+        hz,
         lost_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
     Ok(Profile {
         started,
         duration,
-        period_ns,
+        period_ns: 1_000_000_000 / u64::from(hz),
         mappings: resolved.mappings,
         frames: resolved.frames,
         samples: resolved.samples,
@@ -296,47 +256,10 @@ fn finish(
     })
 }
 
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_target_includes_its_processes() {
-        let mut process = Process::unknown(7, "shop");
-        process.container_id = Some("0123456789abcdef".into());
-        for (target, included) in [
-            (Target::All, true),
-            (Target::Pid(7), true),
-            (Target::Pid(8), false),
-            (Target::Service("shop".into()), true),
-            (Target::Service("sho".into()), false),
-            (Target::Container("01234567".into()), true),
-            (Target::Container("12345678".into()), false),
-        ] {
-            assert_eq!(target.includes(&process), included, "{target:?}");
-        }
-    }
-
-    #[test]
-    fn errors_read_as_one_line_with_their_cause() {
-        let source = std::io::Error::from_raw_os_error(1);
-        let error = ProfileError::from(SamplerError::Clock { cpu: 3, source });
-        let line = error.to_string();
-        assert!(
-            line.contains("CPU 3") && line.contains("Operation not permitted"),
-            "{line}"
-        );
-    }
+/// Time of day, UTC.
+fn clock_time(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    let seconds = since.unwrap_or_default().as_secs();
+    let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02} UTC", seconds % 60)
 }

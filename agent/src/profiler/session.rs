@@ -1,28 +1,23 @@
 //! A profile that is being taken.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_common::sample::{SampleKey, stack_flags};
 use profile::{StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
-use super::{ProfileError, ProfileRequest, Target};
+use super::ProfileError;
+use super::known::Known;
+use super::target::Selector;
+use super::thin::Thin;
 use crate::probes::sampler::RawSample;
-use crate::process;
-use crate::symbolize::{ImageKey, Images, Request};
+use crate::symbolize::Request;
 
 /// Most different stacks of one profile: some 30 MB of them.
 const MAX_STACKS: usize = 50_000;
 
-/// A request on its way to the profiler's thread.
-pub(super) struct Begin {
-    /// What is asked for; validated.
-    pub(super) request: ProfileRequest,
-    /// Where the answer goes.
-    pub(super) answer: oneshot::Sender<Result<Collected, ProfileError>>,
-}
+/// Where an answer goes.
+pub(super) type Answer = oneshot::Sender<Result<Collected, ProfileError>>;
 
 /// Everything that was sampled for one request.
 #[derive(Debug)]
@@ -33,164 +28,99 @@ pub(super) struct Collected {
     pub(super) started: SystemTime,
     /// How long it lasted.
     pub(super) duration: Duration,
+    /// Samples a second and CPU.
+    pub(super) hz: u32,
     /// Samples that were taken and then lost.
     pub(super) lost_samples: u64,
 }
 
 /// A profile that is being taken.
 pub(super) struct Session {
-    begin: Begin,
-    /// Pids that were ever sampled for this session; empty for [`Target::All`].
-    pids: HashSet<u32>,
+    selector: Selector,
+    duration: Duration,
+    hz: u32,
+    answer: Answer,
     store: Store,
-    first_epoch: u32,
-    /// Set when the time is up.
-    last_epoch: Option<u32>,
+    thin: Thin,
     started: (SystemTime, Instant),
-    ended: Option<Instant>,
     lost_before: u64,
 }
 
 impl Session {
     /// A session that has not begun to sample.
-    pub(super) fn new(begin: Begin, lost_before: u64) -> Self {
+    pub(super) fn new(selector: Selector, duration: Duration, hz: u32, answer: Answer) -> Self {
         Self {
-            begin,
-            pids: HashSet::new(),
+            selector,
+            duration,
+            hz,
+            answer,
             store: Store::new(MAX_STACKS),
-            first_epoch: 0,
-            last_epoch: None,
+            thin: Thin::to(hz),
             started: (SystemTime::now(), Instant::now()),
-            ended: None,
-            lost_before,
+            lost_before: 0,
         }
     }
 
-    /// Begins now; its first samples are those of `first_epoch`.
-    pub(super) fn begin_at(mut self, first_epoch: u32) -> Self {
-        self.first_epoch = first_epoch;
+    /// Begins now. So far the kernel side has lost `lost` samples.
+    pub(super) fn begin(&mut self, lost: u64) {
         self.started = (SystemTime::now(), Instant::now());
-        self
+        self.lost_before = lost;
+    }
+
+    /// What it is made of.
+    pub(super) fn selector(&self) -> &Selector {
+        &self.selector
     }
 
     /// The rate that was asked for.
     pub(super) fn hz(&self) -> u32 {
-        self.begin.request.hz
+        self.hz
     }
 
     /// How long it will still sample.
-    pub(super) fn time_left(&self) -> Duration {
-        self.begin
-            .request
-            .duration
-            .saturating_sub(self.started.1.elapsed())
+    pub(super) fn time_left(&self, now: Instant) -> Duration {
+        self.duration
+            .saturating_sub(now.saturating_duration_since(self.started.1))
     }
 
     /// Is nobody there any more who waits for it?
     pub(super) fn is_abandoned(&self) -> bool {
-        self.begin.answer.is_closed()
+        self.answer.is_closed()
     }
 
-    /// Is the time up?
-    pub(super) fn has_ended(&self) -> bool {
-        self.last_epoch.is_some()
-    }
-
-    /// Takes no samples of epochs after `last_epoch`.
-    pub(super) fn end(&mut self, last_epoch: u32) {
-        self.last_epoch = Some(last_epoch);
-        self.ended = Some(Instant::now());
-    }
-
-    /// Has every count been read that belongs to it, when those of epochs up to `epoch` have?
-    pub(super) fn is_complete(&self, epoch: u32) -> bool {
-        self.last_epoch.is_some_and(|last| last <= epoch)
-    }
-
-    /// Looks anew which processes are meant, among those that are known; `None` means all.
-    pub(super) fn refresh_pids(&mut self, known: &[process::Target]) -> Option<&HashSet<u32>> {
-        match &self.begin.request.target {
-            Target::All => return None,
-            // It may not be known yet.
-            Target::Pid(pid) => {
-                self.pids.insert(*pid);
-            }
-            target => {
-                let processes = known.iter().map(|listed| &listed.process);
-                let meant = processes.filter(|process| target.includes(process));
-                self.pids.extend(meant.map(|process| process.pid));
+    /// Takes in a sample of clocks that run at `clock_hz`, if it is one of its own.
+    pub(super) fn add(&mut self, sample: &RawSample<'_>, known: &Known, clock_hz: u32) {
+        let thread = thread(sample.key);
+        if self.selector.includes(&thread, known.identity(&thread)) {
+            let count = self.thin.keep(sample.count, clock_hz);
+            if count > 0 {
+                self.store.add(thread, stack(sample), count);
             }
         }
-        Some(&self.pids)
     }
 
-    /// Must the list of processes be known to say what is meant?
-    pub(super) fn needs_processes(&self) -> bool {
-        matches!(
-            self.begin.request.target,
-            Target::Service(_) | Target::Container(_)
-        )
-    }
-
-    /// Takes in a sample, if it is one of its own.
-    pub(super) fn add(&mut self, sample: &RawSample<'_>) {
-        let key = sample.key;
-        let in_time =
-            self.first_epoch <= key.epoch && self.last_epoch.is_none_or(|last| key.epoch <= last);
-        let meant =
-            matches!(self.begin.request.target, Target::All) || self.pids.contains(&key.pid);
-        if in_time && meant {
-            self.store.add(thread(key), stack(sample), sample.count);
-        }
-    }
-
-    /// Hands over what was collected.
-    pub(super) fn finish(
-        self,
-        images: &Images,
-        services: &HashMap<ImageKey, Arc<str>>,
-        lost_now: u64,
-    ) {
+    /// Hands over what was collected until `now`.
+    pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
         let lost_samples = lost_now.saturating_sub(self.lost_before) + self.store.dropped();
-        let counted = self.store.into_counted();
-        let keys: HashSet<_> = counted
-            .iter()
-            .map(|counted| ImageKey::of(&counted.thread))
-            .collect();
-        let of_keys = |key: &ImageKey| keys.contains(key);
-        let request = Request {
-            images: keys
-                .iter()
-                .filter_map(|key| Some((*key, images.get(*key)?.clone())))
-                .collect(),
-            services: services
-                .iter()
-                .filter(|(key, _)| of_keys(key))
-                .map(|(key, service)| (*key, Arc::clone(service)))
-                .collect(),
-            counted,
-        };
         let (started, begin) = self.started;
-        let duration = self
-            .ended
-            .unwrap_or_else(Instant::now)
-            .duration_since(begin);
         // Whoever asked may have gone away.
-        let _ = self.begin.answer.send(Ok(Collected {
-            request,
+        let _ = self.answer.send(Ok(Collected {
+            request: known.request(self.store.into_counted()),
             started,
-            duration,
+            duration: now.saturating_duration_since(begin),
+            hz: self.hz,
             lost_samples,
         }));
     }
 
     /// Hands over the reason why there is nothing.
     pub(super) fn fail(self, error: ProfileError) {
-        let _ = self.begin.answer.send(Err(error));
+        let _ = self.answer.send(Err(error));
     }
 }
 
-fn thread(key: &SampleKey) -> Thread {
+/// Whose sample it is.
+pub(super) fn thread(key: &SampleKey) -> Thread {
     let name = key.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     Thread {
         pid: key.pid,
@@ -200,7 +130,8 @@ fn thread(key: &SampleKey) -> Thread {
     }
 }
 
-fn stack(sample: &RawSample<'_>) -> StackTrace {
+/// Its stack.
+pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
     let flags = sample.key.flags;
     StackTrace {
         kernel: sample.kernel.into(),
@@ -213,71 +144,65 @@ fn stack(sample: &RawSample<'_>) -> StackTrace {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    fn session(target: Target) -> (Session, oneshot::Receiver<Result<Collected, ProfileError>>) {
+    use super::*;
+    use crate::process::ProcessTable;
+    use crate::profiler::target::Target;
+    use crate::profiler::unwind::Unwinder;
+
+    type Receiver = oneshot::Receiver<Result<Collected, ProfileError>>;
+
+    fn session(target: Target) -> (Session, Receiver) {
         let (answer, collected) = oneshot::channel();
-        let request = ProfileRequest {
-            target,
-            duration: Duration::from_secs(1),
-            hz: 99,
-        };
-        (
-            Session::new(Begin { request, answer }, 100).begin_at(5),
-            collected,
-        )
+        let mut session = Session::new(target.into(), Duration::from_secs(1), 99, answer);
+        session.begin(100);
+        (session, collected)
     }
 
-    fn sample(pid: u32, epoch: u32) -> SampleKey {
-        SampleKey {
+    fn known() -> Known {
+        Known::new(Arc::new(ProcessTable::default()), Unwinder::idle())
+    }
+
+    fn add(session: &mut Session, pid: u32, count: u64, clock_hz: u32) {
+        let key = SampleKey {
             stack_hash: [0; 2],
             image: 1,
             pid,
             tid: pid,
-            epoch,
+            epoch: 1,
             flags: stack_flags::KERNEL_TRUNCATED,
             comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
-        }
-    }
-
-    fn add(session: &mut Session, pid: u32, epoch: u32, count: u64) {
-        session.add(&RawSample {
-            key: &sample(pid, epoch),
+        };
+        let sample = RawSample {
+            key: &key,
             kernel: &[1],
             user: &[2],
             count,
-        });
+        };
+        session.add(&sample, &known(), clock_hz);
     }
 
-    fn finished(
-        session: Session,
-        mut collected: oneshot::Receiver<Result<Collected, ProfileError>>,
-    ) -> Collected {
-        session.finish(&Images::new("/proc"), &HashMap::new(), 103);
+    fn finished(session: Session, mut collected: Receiver) -> Collected {
+        session.finish(&known(), 103, Instant::now());
         collected.try_recv().unwrap().unwrap()
     }
 
     #[test]
-    fn samples_count_from_the_first_epoch_to_the_last() {
+    fn samples_of_faster_clocks_are_thinned() {
         let (mut session, collected) = session(Target::All);
-        for epoch in 3..10 {
-            if epoch == 7 {
-                session.end(7);
-            }
-            add(&mut session, 1, epoch, 10_u64.pow(epoch));
-        }
-        assert!(!session.is_complete(6) && session.is_complete(7));
+        add(&mut session, 1, 10, 99);
+        add(&mut session, 1, 990, 990);
         let collected = finished(session, collected);
-        assert_eq!(collected.request.counted[0].count, 11_100_000);
+        assert_eq!(collected.request.counted[0].count, 10 + 99);
         assert_eq!(collected.lost_samples, 3);
     }
 
     #[test]
     fn samples_of_other_processes_are_left_to_other_sessions() {
         let (mut session, collected) = session(Target::Pid(7));
-        session.refresh_pids(&[]);
-        add(&mut session, 7, 5, 1);
-        add(&mut session, 8, 5, 1);
+        add(&mut session, 7, 1, 99);
+        add(&mut session, 8, 1, 99);
         let counted = finished(session, collected).request.counted;
         assert_eq!(counted.len(), 1);
         assert_eq!(

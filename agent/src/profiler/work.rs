@@ -1,284 +1,400 @@
-//! The profiler's thread: owns the sampler, runs the sessions.
+//! The profiler's thread: owns the sampler, runs the sessions and the recorder.
+//!
+//! There is one set of clocks, which runs at the highest rate that anybody asks for; whoever asked
+//! for less gets its samples thinned. Time is cut into *turns*: at each, what was sampled so far
+//! becomes final and is handed to those who want it, and what is sampled next is settled anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use ebpf_common::sample::SampleKey;
-
-use super::session::{Begin, Session};
+use super::error::chain;
+use super::known::Known;
+use super::recorder::{Continuous, Recorder};
+use super::session::{Answer, Collected, Session};
+use super::target::{Selector, Target};
 use super::unwind::Unwinder;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
-use crate::symbolize::{ImageKey, Images};
 
 /// How often new stacks are read: soon enough to find a process still there that lives shortly.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often counts are read.
-const EPOCH: Duration = Duration::from_millis(500);
+/// Longest turn.
+const LONGEST_TURN: Duration = Duration::from_secs(10);
 
-/// How long a profile waits for the unwind rows of the processes that it is of.
-const PREPARATION: Duration = Duration::from_millis(300);
+/// Shortest turn that nobody asked for.
+const SHORTEST_TURN: Duration = Duration::from_millis(250);
 
-/// Most process images that a service name is kept for.
-const MAX_SERVICES: usize = 8192;
+/// Counts that a turn may take: half of what the kernel's map holds, when no two stacks are alike.
+const COUNTS_A_TURN: u64 = 8192;
+
+/// The clocks never run slower: a profile of a second at 1 Hz would often have no sample at all,
+/// because the first one comes a period after the start.
+const LEAST_CLOCK_HZ: u32 = 19;
+
+/// How long continuous profiling rests after the sampler failed.
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// How often processes that nobody has samples of any more are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// What is asked of the profiler's thread.
+pub(super) enum Message {
+    /// A profile from now on.
+    Begin {
+        selector: Selector,
+        duration: Duration,
+        hz: u32,
+        answer: Answer,
+    },
+    /// One of what is kept.
+    Past {
+        selector: Selector,
+        from: SystemTime,
+        to: SystemTime,
+        answer: Answer,
+    },
+}
+
+/// What the clocks are to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Plan {
+    hz: u32,
+    targets: Targets,
+}
 
 /// See the module.
 pub(super) struct Worker {
     sampler: Sampler,
-    processes: Arc<ProcessTable>,
-    sessions: Vec<Session>,
     known: Known,
-    epoch: u32,
-    epoch_began: Instant,
-}
-
-/// What was learned about sampled processes.
-struct Known {
-    images: Images,
-    services: HashMap<ImageKey, Arc<str>>,
-    unwinder: Unwinder,
+    sessions: Vec<Session>,
+    recorder: Option<Recorder>,
+    /// What the clocks do; `None` while they stand still.
+    running: Option<Plan>,
+    turned: Instant,
+    forgot: Instant,
+    /// Continuous profiling rests until then.
+    resting_until: Option<Instant>,
+    cpus: u64,
 }
 
 impl Worker {
     /// Nothing is sampled yet.
-    pub(super) fn new(sampler: Sampler, unwinder: Unwinder, processes: Arc<ProcessTable>) -> Self {
-        let known = Known {
-            images: Images::new("/proc"),
-            services: HashMap::new(),
-            unwinder,
-        };
+    pub(super) fn new(
+        sampler: Sampler,
+        unwinder: Unwinder,
+        processes: Arc<ProcessTable>,
+        continuous: Option<Continuous>,
+    ) -> Self {
+        let now = Instant::now();
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             sampler,
-            processes,
+            known: Known::new(processes, unwinder),
             sessions: Vec::new(),
-            known,
-            epoch: 0,
-            epoch_began: Instant::now(),
+            recorder: continuous.map(Recorder::new),
+            running: None,
+            turned: now,
+            forgot: now,
+            resting_until: None,
+            cpus: cpus as u64,
         }
     }
 
-    /// Works until nobody holds the other end of `requests`.
-    pub(super) fn run(mut self, requests: &Receiver<Begin>) {
+    /// Works until nobody holds the other end of `messages`.
+    pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
-            match self.next_request(requests) {
-                Ok(begin) => self.begin(begin),
+            let done = self.tick();
+            self.settle(done);
+            let message = match self.next_wait() {
+                Some(wait) => messages.recv_timeout(wait),
+                None => messages
+                    .recv()
+                    .map_err(|mpsc::RecvError| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if let Err(error) = self.tick() {
-                self.give_up(error);
+        }
+    }
+
+    /// How long until there is something to do; `None` while only a message can bring it.
+    fn next_wait(&self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.running.is_none() {
+            return self
+                .resting_until
+                .map(|until| until.saturating_duration_since(now));
+        }
+        let next_end = self.sessions.iter().map(|session| session.time_left(now));
+        next_end.chain([TICK]).min()
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Begin {
+                selector,
+                duration,
+                hz,
+                answer,
+            } => self.begin(Session::new(selector, duration, hz, answer)),
+            Message::Past {
+                selector,
+                from,
+                to,
+                answer,
+            } => {
+                let found = self.past(&selector, from, to);
+                // Whoever asked may have gone away.
+                let _ = answer.send(found);
             }
         }
     }
 
-    /// Waits for a request, or for the next thing to do while there are sessions.
-    fn next_request(&self, requests: &Receiver<Begin>) -> Result<Begin, RecvTimeoutError> {
-        let next_end = self
-            .sessions
-            .iter()
-            .map(Session::time_left)
-            .filter(|left| !left.is_zero());
-        match next_end.chain([TICK]).min() {
-            Some(wait) if !self.sessions.is_empty() => requests.recv_timeout(wait),
-            _ => requests
-                .recv()
-                .map_err(|mpsc::RecvError| RecvTimeoutError::Disconnected),
-        }
-    }
-
-    fn begin(&mut self, begin: Begin) {
-        if let Err(error) = self.admit(&begin) {
-            // Whoever asked may have gone away.
-            let _ = begin.answer.send(Err(error));
-            return;
-        }
-        let period = Duration::from_secs(1) / begin.request.hz;
-        let lost_before = self.sampler.lost_samples().unwrap_or_default();
-        self.sessions.push(Session::new(begin, lost_before));
-        let first = self.sessions.len() == 1;
-        let started = self.retarget().and_then(|epoch| {
-            if first {
-                self.sampler.start(period)
-            } else {
-                Ok(())
-            }
-            .map(|()| epoch)
-        });
-        let Some(session) = self.sessions.pop() else {
-            return;
-        };
-        match started {
-            Ok(epoch) => self.sessions.push(session.begin_at(epoch)),
-            Err(error) => session.fail(error.into()),
-        }
-    }
-
-    /// May this request begin now?
-    fn admit(&self, begin: &Begin) -> Result<(), ProfileError> {
-        let left = self.sessions.iter().map(Session::time_left);
-        if let Some(session) = self.sessions.iter().find(|s| s.hz() != begin.request.hz) {
-            let wait = left.max().unwrap_or_default();
-            return Err(ProfileError::OtherRate {
-                hz: session.hz(),
-                wait,
-            });
-        }
+    fn begin(&mut self, mut session: Session) {
         if self.sessions.len() >= MAX_CONCURRENT {
-            return Err(ProfileError::TooMany {
-                wait: left.min().unwrap_or_default(),
-            });
+            let now = Instant::now();
+            let left = self.sessions.iter().map(|session| session.time_left(now));
+            let wait = left.min().unwrap_or_default();
+            return session.fail(ProfileError::TooMany { wait });
+        }
+        if matches!(session.selector().target, Target::Cgroup(_)) {
+            self.known.refresh_cgroups();
+        }
+        if let Target::Pid(pid) = session.selector().target {
+            self.known.prepare(pid);
+        }
+        let begun = self
+            .turn(Some(&session))
+            .and_then(|()| self.sampler.lost_samples());
+        match begun {
+            Ok(lost) => {
+                session.begin(lost);
+                self.sessions.push(session);
+            }
+            Err(error) => {
+                session.fail(error.into());
+                self.rest();
+            }
+        }
+    }
+
+    fn past(
+        &mut self,
+        selector: &Selector,
+        from: SystemTime,
+        to: SystemTime,
+    ) -> Result<Collected, ProfileError> {
+        if self.recorder.is_none() {
+            return Err(ProfileError::NothingKept);
+        }
+        let done = self.turn(None).and_then(|()| self.close_window());
+        self.settle(done);
+        let Some(recorder) = &self.recorder else {
+            return Err(ProfileError::NothingKept);
+        };
+        let Some(span) = recorder.sum(from, to, selector, &self.known) else {
+            let age = recorder.age();
+            return Err(ProfileError::NotKept { age });
+        };
+        if let Target::Service(name) = &selector.target
+            && span.counted.is_empty()
+            && !self.known.services().any(|known| known == name)
+        {
+            let mut names: Vec<_> = self.known.services().map(Into::into).collect();
+            return Err(ProfileError::no_such_service(name, &mut names));
+        }
+        Ok(Collected {
+            request: self.known.request(span.counted),
+            started: span.began,
+            duration: span.duration,
+            hz: recorder.hz(),
+            lost_samples: span.lost_samples,
+        })
+    }
+
+    /// Reads what has come in; makes a turn when it is time for one.
+    fn tick(&mut self) -> Result<(), SamplerError> {
+        let now = Instant::now();
+        self.sessions.retain(|session| !session.is_abandoned());
+        if self.resting_until.is_some_and(|until| until <= now) {
+            self.resting_until = None;
+        }
+        let Self { sampler, known, .. } = self;
+        if self.running.is_some() {
+            sampler.read_stacks(|key, user| known.observe(key, user));
+        }
+        let window_full = self
+            .recorder
+            .as_ref()
+            .is_some_and(|recorder| recorder.is_full(now));
+        let has_ended = |session: &Session| session.time_left(now).is_zero();
+        let is_due = self.sessions.iter().any(has_ended)
+            || self.running != self.plan(now, None)
+            || self.running.is_some() && (window_full || self.turned.elapsed() >= self.turn_len());
+        if is_due {
+            self.turn(None)?;
+        }
+        if window_full {
+            self.close_window()?;
+        }
+        if self.forgot.elapsed() >= FORGET_EVERY {
+            self.forget();
         }
         Ok(())
     }
 
-    /// Reads what has come in; ends the sessions whose time is up.
-    fn tick(&mut self) -> Result<(), SamplerError> {
-        self.sessions.retain(|session| !session.is_abandoned());
-        if self.sessions.is_empty() {
-            self.rest();
-            return Ok(());
-        }
-        let Self {
-            sampler,
-            known,
-            processes,
-            ..
-        } = self;
-        sampler.read_stacks(|key, user| known.observe(processes, key, user));
-        if self
+    /// What everybody who wants samples wants together, `beginning` too.
+    fn plan(&self, now: Instant, beginning: Option<&Session>) -> Option<Plan> {
+        let sessions = self
             .sessions
             .iter()
-            .all(|s| s.has_ended() || s.time_left().is_zero())
-        {
-            return self.finish_all();
-        }
-        let mut ending = false;
-        for session in &mut self.sessions {
-            if !session.has_ended() && session.time_left().is_zero() {
-                session.end(self.epoch);
-            }
-            ending |= session.has_ended();
-        }
-        if ending || self.epoch_began.elapsed() >= EPOCH {
-            self.retarget()?;
-            // While the clocks run, the two latest epochs are not read.
-            self.read_counts()?;
-            let read = self.epoch.saturating_sub(2);
-            self.finish(|session| session.is_complete(read))?;
-        }
-        Ok(())
-    }
-
-    /// Every session's time is up: stops the clocks, so that all counts are final at once.
-    fn finish_all(&mut self) -> Result<(), SamplerError> {
-        self.sampler.stop();
-        for session in &mut self.sessions {
-            if !session.has_ended() {
-                session.end(self.epoch);
-            }
-        }
-        self.read_counts()?;
-        self.finish(|_| true)?;
-        self.rest();
-        Ok(())
-    }
-
-    /// Samples what the sessions that have not ended want, in a new epoch.
-    fn retarget(&mut self) -> Result<u32, SamplerError> {
-        let lists_needed = self.sessions.iter().any(Session::needs_processes);
-        let list = if lists_needed {
-            self.processes.list()
-        } else {
-            Vec::new()
-        };
+            .filter(|session| !session.time_left(now).is_zero())
+            .chain(beginning);
+        let recorder = self
+            .recorder
+            .as_ref()
+            .filter(|_| self.resting_until.is_none());
+        let mut hz = recorder.map_or(0, Recorder::hz);
+        let mut every = recorder.is_some();
         let mut pids = HashSet::new();
-        let mut every = false;
-        for session in self
-            .sessions
-            .iter_mut()
-            .filter(|session| !session.has_ended())
-        {
-            match session.refresh_pids(&list) {
-                Some(wanted) => pids.extend(wanted),
-                None => every = true,
+        for session in sessions {
+            hz = hz.max(session.hz());
+            match session.selector().target {
+                Target::Pid(pid) => {
+                    pids.insert(pid);
+                }
+                // Who belongs to them is known when there is a sample: processes that begin
+                // meanwhile belong to them as well.
+                _ => every = true,
             }
         }
         let targets = if every {
             Targets::Every
         } else {
-            self.known.unwinder.prepare(&pids, PREPARATION);
             Targets::Pids(pids)
         };
-        self.epoch = self.sampler.set_targets(&targets)?;
-        self.epoch_began = Instant::now();
-        Ok(self.epoch)
+        (hz > 0).then(|| Plan {
+            hz: hz.max(LEAST_CLOCK_HZ),
+            targets,
+        })
     }
 
-    fn read_counts(&mut self) -> Result<(), SamplerError> {
+    /// Hands out what was sampled so far, ends the sessions whose time is up, and goes on with
+    /// those that are left and the one that begins.
+    fn turn(&mut self, beginning: Option<&Session>) -> Result<(), SamplerError> {
+        let now = Instant::now();
+        let next = self.plan(now, beginning);
+        let ran_at = self.running.as_ref().map(|plan| plan.hz);
+        let goes_on = match (&self.running, &next) {
+            (Some(running), Some(next)) if running.hz == next.hz => {
+                self.sampler.set_targets(&next.targets)?;
+                true
+            }
+            _ => {
+                self.sampler.stop();
+                false
+            }
+        };
+        if let Some(clock_hz) = ran_at {
+            self.hand_out(clock_hz)?;
+        }
+        let lost = self.sampler.lost_samples()?;
+        for session in self
+            .sessions
+            .extract_if(.., |session| session.time_left(now).is_zero())
+        {
+            session.finish(&self.known, lost, now);
+        }
+        if !goes_on {
+            self.running = None;
+            if let Some(next) = &next {
+                self.sampler.set_targets(&next.targets)?;
+                self.sampler.start(Duration::from_secs(1) / next.hz)?;
+            }
+        }
+        if next.is_none() {
+            // Nobody refers to any process.
+            self.known.clear();
+        }
+        self.running = next;
+        self.turned = Instant::now();
+        Ok(())
+    }
+
+    fn hand_out(&mut self, clock_hz: u32) -> Result<(), SamplerError> {
         let Self {
             sampler,
             known,
-            processes,
             sessions,
+            recorder,
             ..
         } = self;
-        sampler.read_counts(
-            |key, user| known.observe(processes, key, user),
-            |sample| sessions.iter_mut().for_each(|session| session.add(&sample)),
-        )
+        sampler.read_stacks(|key, user| known.observe(key, user));
+        sampler.read_counts(|sample| {
+            for session in &mut *sessions {
+                session.add(&sample, known, clock_hz);
+            }
+            if let Some(recorder) = recorder {
+                recorder.add(&sample, clock_hz);
+            }
+        })
     }
 
-    /// Hands over the sessions that are complete.
-    fn finish(&mut self, complete: impl Fn(&Session) -> bool) -> Result<(), SamplerError> {
+    fn close_window(&mut self) -> Result<(), SamplerError> {
         let lost = self.sampler.lost_samples()?;
-        let (done, rest) = self.sessions.drain(..).partition(complete);
-        self.sessions = rest;
-        let done: Vec<Session> = done;
-        for session in done {
-            session.finish(&self.known.images, &self.known.services, lost);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.close(lost);
         }
         Ok(())
     }
 
-    /// Nobody wants samples: stops the clocks and forgets the processes.
+    /// How long the kernel's map has room for.
+    fn turn_len(&self) -> Duration {
+        let hz = self.running.as_ref().map_or(1, |plan| plan.hz);
+        let samples_a_second = u64::from(hz) * self.cpus;
+        let len = Duration::from_millis(COUNTS_A_TURN * 1000 / samples_a_second.max(1));
+        len.clamp(SHORTEST_TURN, LONGEST_TURN)
+    }
+
+    /// Forgets the processes that nobody has samples of. Sessions don't tell of whom they have
+    /// some, so that nothing is forgotten while there are any.
+    fn forget(&mut self) {
+        if let Some(recorder) = &self.recorder
+            && self.sessions.is_empty()
+        {
+            self.known.retain(&recorder.images());
+            self.forgot = Instant::now();
+        }
+    }
+
+    fn settle(&mut self, done: Result<(), SamplerError>) {
+        if let Err(error) = done {
+            tracing::error!(error = chain(&error), "the sampler failed");
+            let error = Arc::new(error);
+            for session in self.sessions.drain(..) {
+                session.fail(ProfileError::Interrupted(Arc::clone(&error)));
+            }
+            self.rest();
+        }
+    }
+
+    /// After a failure: stops the clocks; requests try again at once, continuous profiling later.
     fn rest(&mut self) {
         self.sampler.stop();
         // What nobody waited for must not be in the way of the next profile.
-        if let Err(error) = self.sampler.read_counts(|_, _| (), |_| ()) {
-            tracing::warn!(error = super::chain(&error), "samples were not read");
+        self.sampler.read_stacks(|_, _| ());
+        if let Err(error) = self.sampler.read_counts(|_| ()) {
+            tracing::warn!(error = chain(&error), "samples were not read");
         }
-        self.known.images.clear();
-        self.known.services.clear();
-    }
-
-    /// The kernel side failed: everybody is told, and the next request tries again.
-    fn give_up(&mut self, error: SamplerError) {
-        tracing::error!(error = super::chain(&error), "the sampler failed");
-        let error = Arc::new(error);
-        for session in self.sessions.drain(..) {
-            session.fail(ProfileError::Interrupted(Arc::clone(&error)));
-        }
-        self.rest();
-    }
-}
-
-impl Known {
-    /// Learns what has to be known of a sampled process before it ends.
-    fn observe(&mut self, processes: &ProcessTable, key: &SampleKey, user: &[u64]) {
-        let image = ImageKey {
-            pid: key.pid,
-            image: key.image,
-        };
-        self.images.observe(image, key.tid, user);
-        self.unwinder.observe(key);
-        if self.services.len() < MAX_SERVICES {
-            self.services
-                .entry(image)
-                .or_insert_with(|| Arc::clone(&processes.lookup(key.pid).service));
+        self.running = None;
+        if self.recorder.is_some() {
+            self.resting_until = Some(Instant::now() + REST_AFTER_FAILURE);
         }
     }
 }

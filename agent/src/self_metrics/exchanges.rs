@@ -6,10 +6,11 @@ use hashbrown::{Equivalent, HashMap};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use protocol::observation::{Outcome, Role};
 
-/// `telltale_http_exchanges_total`, `telltale_http_exchanges_in_flight` and
-/// `http_server_active_requests`. Clones share the values.
+/// `telltale_http_request_heads_total`, `telltale_http_exchanges_total`,
+/// `telltale_http_exchanges_in_flight` and `http_server_active_requests`. Clones share the values.
 #[derive(Clone)]
 pub struct Exchanges {
+    heads: [IntCounter; 2],
     by_outcome: [[IntCounter; Outcome::ALL.len()]; 2],
     in_flight: [IntGauge; 2],
     active: IntGaugeVec,
@@ -22,6 +23,13 @@ impl Exchanges {
     ///
     /// When the registry has one of them already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let heads = IntCounterVec::new(
+            Opts::new(
+                "telltale_http_request_heads_total",
+                "HTTP request heads seen: each is in flight, or an exchange that ended.",
+            ),
+            &["role"],
+        )?;
         let total = IntCounterVec::new(
             Opts::new(
                 "telltale_http_exchanges_total",
@@ -43,6 +51,7 @@ impl Exchanges {
             ),
             &["service_name", "http_request_method"],
         )?;
+        registry.register(Box::new(heads.clone()))?;
         registry.register(Box::new(total.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(active.clone()))?;
@@ -50,11 +59,18 @@ impl Exchanges {
             Outcome::ALL.map(|outcome| total.with_label_values(&[role.as_str(), outcome.as_str()]))
         };
         Ok(Self {
+            heads: [Role::Client, Role::Server]
+                .map(|role| heads.with_label_values(&[role.as_str()])),
             by_outcome: [of_role(Role::Client), of_role(Role::Server)],
             in_flight: [Role::Client, Role::Server]
                 .map(|role| in_flight.with_label_values(&[role.as_str()])),
             active,
         })
+    }
+
+    /// Counts `n` request heads.
+    pub fn seen(&self, role: Role, n: u64) {
+        self.heads[role as usize].inc_by(n);
     }
 
     /// Counts `n` exchanges that ended so. The Prometheus sink counts those that it observes; call
@@ -237,7 +253,14 @@ mod tests {
     fn every_outcome_shows_from_the_start() {
         let setup = Setup::new();
         setup.exchanges.ended(Role::Server, Outcome::NotParsed, 4);
+        setup.exchanges.seen(Role::Client, 5);
         let told = setup.text();
+        for line in [
+            "telltale_http_request_heads_total{role=\"client\"} 5",
+            "telltale_http_request_heads_total{role=\"server\"} 0",
+        ] {
+            assert!(told.contains(line), "{line} is missing in {told}");
+        }
         for role in ["client", "server"] {
             for outcome in Outcome::ALL {
                 let n = if role == "server" && outcome == Outcome::NotParsed {

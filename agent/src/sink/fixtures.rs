@@ -64,14 +64,20 @@ pub(crate) fn search(service: &str) -> Observation {
     exchange.host = Some("es.example:9200".into());
     exchange.elasticsearch = Some(Box::new(ElasticsearchCall {
         product: SearchProduct::Elasticsearch,
+        prefix: "".into(),
         operation: Some("search"),
         collection: "docs".into(),
         took_ms: Some(6),
         timed_out: Some(false),
+        shards: None,
+        hits: None,
         errors: None,
+        error_type: None,
         batch_size: None,
-        cluster_health: None,
-        cluster_name: None,
+        bulk_items: Vec::new(),
+        cluster: None,
+        query_text: None,
+        unknown: Vec::new(),
     }));
     observation
 }

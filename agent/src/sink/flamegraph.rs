@@ -14,9 +14,19 @@ const KERNEL_SUFFIX: &str = "_[k]";
 /// Folded stacks, one a line, in alphabetical order; each ends with its number of samples.
 #[must_use]
 pub fn folded(profile: &Profile) -> String {
+    folded_below(profile, |sample| &sample.service)
+}
+
+/// Folded stacks, each below what `root` calls its sample.
+pub(super) fn folded_below<'a>(
+    profile: &'a Profile,
+    root: impl Fn(&'a Sample) -> &'a str,
+) -> String {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for sample in &profile.samples {
-        *counts.entry(fold(profile, sample)).or_default() += sample.count;
+        *counts
+            .entry(fold(profile, sample, root(sample)))
+            .or_default() += sample.count;
     }
     counts
         .iter()
@@ -70,10 +80,10 @@ pub fn names(profile: &Profile, frame: &Frame) -> Vec<String> {
         .collect()
 }
 
-/// The stack's names, outermost first, after the service's.
-fn fold(profile: &Profile, sample: &Sample) -> String {
+/// The stack's names, outermost first, after the root's.
+fn fold(profile: &Profile, sample: &Sample, root: &str) -> String {
     let mut line = String::new();
-    push_name(&mut line, &sample.service);
+    push_name(&mut line, root);
     for frame in sample
         .frames
         .iter()
@@ -111,7 +121,7 @@ fn subtitle(profile: &Profile, samples: u64) -> String {
 }
 
 /// What there is to see when nothing ran.
-fn empty_svg(title: &str) -> Vec<u8> {
+pub(super) fn empty_svg(title: &str) -> Vec<u8> {
     let title: String = title
         .chars()
         .filter(|c| !matches!(c, '<' | '>' | '&'))

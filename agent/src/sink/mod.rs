@@ -2,16 +2,20 @@
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod flame_data;
 pub mod flamegraph;
+pub mod flamegraph_diff;
 pub mod otlp;
 pub mod pprof;
 #[cfg(test)]
-mod profile_fixture;
+pub(crate) mod profile_fixture;
 pub mod profile_format;
 pub mod prometheus;
 mod semantics;
+pub mod slow;
 pub mod speedscope;
 pub mod summary;
+pub mod top;
 
 use crate::observation::Observation;
 

@@ -21,6 +21,14 @@ pub struct FileIdentity {
     modified: (i64, i64),
 }
 
+impl FileIdentity {
+    /// Length of the file, bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+}
+
 /// A file that a process has mapped, kept open, so that it can be read when the process is gone
 /// or the file was replaced by a newer one.
 #[derive(Debug)]

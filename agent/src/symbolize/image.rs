@@ -1,7 +1,7 @@
 //! What sampled processes had mapped. Asked while the process is likely to be there still: at
 //! its first sample.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -162,6 +162,12 @@ impl Images {
     #[must_use]
     pub fn get(&self, key: ImageKey) -> Option<&Image> {
         self.images.get(&key)
+    }
+
+    /// Forgets the images that are not among `keys`, and closes the files that no other has.
+    pub fn retain(&mut self, keys: &HashSet<ImageKey>) {
+        self.images.retain(|key, _| keys.contains(key));
+        self.files.retain(|_, file| Arc::strong_count(file) > 1);
     }
 
     /// Forgets everything and closes the files.

@@ -12,7 +12,7 @@ pub mod resolve;
 
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::probes::release_memory;
 
@@ -21,15 +21,18 @@ pub use resolve::{Request, Resolved};
 
 use names::Names;
 
-/// How long symbols are kept after they were last used.
+/// How long names are kept after they were last used.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// How long names are kept however often they are used: the kernel loads and unloads code.
+const MAX_AGE: Duration = Duration::from_secs(300);
 
 /// The symbolizer gave up on a request: a bug of ours or of a library, met in some file.
 #[derive(Debug, thiserror::Error)]
 #[error("symbols could not be read: the symbolizer failed, see its message on standard error")]
 pub struct SymbolizerFailed;
 
-/// Resolves addresses in a thread of its own, which keeps symbols for half a minute.
+/// Resolves addresses in a thread of its own, which keeps names for half a minute.
 #[derive(Debug, Default)]
 pub struct Symbolizer {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
@@ -75,13 +78,22 @@ impl Symbolizer {
 /// Answers jobs for as long as there is somebody who could ask.
 fn work(jobs: &mpsc::Receiver<Job>) {
     let mut names = None;
+    let mut since = Instant::now();
     loop {
         match jobs.recv_timeout(IDLE) {
             Ok(Job { request, answer }) => {
-                let names = names.get_or_insert_with(Names::default);
+                if since.elapsed() >= MAX_AGE {
+                    names = None;
+                }
+                let names = names.get_or_insert_with(|| {
+                    since = Instant::now();
+                    Names::default()
+                });
                 // Whoever asked may have gone away.
                 let _ = answer.send(resolve::resolve(names, request));
                 names.trim();
+                // Reading symbols leaves much behind that the allocator would keep.
+                release_memory();
             }
             // Symbols take tens of megabytes.
             Err(mpsc::RecvTimeoutError::Timeout) => {

@@ -1,9 +1,13 @@
 //! Names of addresses, by blazesym. Where a name would be a guess, there is none.
+//!
+//! A file's symbols and debug information take many times what the names take that are looked up in
+//! it. So names are kept, and files are let go of when they were used, but for a few small ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
+use blazesym::symbolize::evict::{self, Evict};
 use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Blazesym};
 use blazesym::{MaybeDefault, Pid};
@@ -12,8 +16,15 @@ use profile::{BuildId, SymbolizedFrame};
 use super::executable::{Executable, FileIdentity, Layout};
 use super::maps;
 
-/// Files whose symbols are kept; beyond, all are let go.
+/// Files that are held open; beyond, all are let go.
 const MAX_FILES: usize = 300;
+
+/// Names that are kept; beyond, all are let go.
+const MAX_NAMES: usize = 50_000;
+
+/// Length of the files whose symbols are kept. The C library is among them as long as it is used
+/// often; a compiler's library or a program with debug information is read anew.
+const MAX_READ_BYTES: u64 = 16 * 1024 * 1024;
 
 /// No function of the kernel is longer: what lies further from a symbol is not that function's.
 const LONGEST_KERNEL_FUNCTION_BYTES: usize = 1 << 20;
@@ -27,13 +38,24 @@ const MAX_NAME_BYTES: usize = 1024;
 /// The functions at one address, innermost inlined callee first; empty when unknown.
 pub type Functions = Vec<SymbolizedFrame>;
 
-/// Symbols of the kernel and of files, kept from one profile to the next.
+/// Names in the kernel and in files, kept from one profile to the next.
 pub struct Names {
     blazesym: Blazesym,
-    /// One descriptor a file for as long as its symbols are kept: blazesym knows files by path,
-    /// and the path is that of the descriptor.
-    files: HashMap<FileIdentity, (Arc<Executable>, Option<Arc<Layout>>)>,
+    files: HashMap<FileIdentity, NamedFile>,
+    /// Files that blazesym has read, the one used last at the end.
+    read: VecDeque<FileIdentity>,
+    kernel: HashMap<u64, Functions>,
+    texts: HashSet<Arc<str>>,
     vdso_start: Option<u64>,
+}
+
+/// A file and the names that were looked up in it.
+struct NamedFile {
+    /// One descriptor a file for as long as it is in use: blazesym knows files by path, and the
+    /// path is that of the descriptor.
+    executable: Arc<Executable>,
+    layout: Option<Arc<Layout>>,
+    functions: HashMap<u64, Functions>,
 }
 
 impl Default for Names {
@@ -45,6 +67,9 @@ impl Default for Names {
         Self {
             blazesym: Blazesym::new(),
             files: HashMap::new(),
+            read: VecDeque::new(),
+            kernel: HashMap::new(),
+            texts: HashSet::new(),
             vdso_start: vdso.map(|entry| entry.start),
         }
     }
@@ -53,45 +78,89 @@ impl Default for Names {
 impl Names {
     /// Where `executable` places its code; `None` for a file that is not ELF.
     pub fn layout(&mut self, executable: &Arc<Executable>) -> Option<Arc<Layout>> {
-        let (_, layout) = self
+        let file = self
             .files
             .entry(executable.identity())
-            .or_insert_with(|| (Arc::clone(executable), executable.layout().map(Arc::new)));
-        layout.clone()
+            .or_insert_with(|| NamedFile {
+                executable: Arc::clone(executable),
+                layout: executable.layout().map(Arc::new),
+                functions: HashMap::new(),
+            });
+        file.layout.clone()
     }
 
     /// Functions at addresses of a file, in the file's own terms. The file was given to
     /// [`Self::layout`] before.
-    #[must_use]
-    pub fn in_file(&self, identity: FileIdentity, addresses: &[u64]) -> Vec<Functions> {
-        let Some((executable, Some(layout))) = self.files.get(&identity) else {
+    pub fn in_file(&mut self, identity: FileIdentity, addresses: &[u64]) -> Vec<Functions> {
+        let Some(NamedFile {
+            executable,
+            layout: Some(layout),
+            functions,
+        }) = self.files.get(&identity)
+        else {
             return vec![Vec::new(); addresses.len()];
         };
-        let source = Source::from(Elf::new(executable.reopen_path()));
-        self.symbolize(&source, Input::VirtOffset(addresses), |symbol, address| {
-            symbol.size.is_some()
-                || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
-                    && layout.same_section(symbol.addr, address))
-        })
+        let unknown = missing(functions, addresses);
+        if !unknown.is_empty() {
+            let (path, layout) = (executable.reopen_path(), Arc::clone(layout));
+            let found = self.symbolize(
+                &Source::from(Elf::new(path)),
+                Input::VirtOffset(&unknown),
+                |symbol, address| {
+                    symbol.size.is_some()
+                        || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
+                            && layout.same_section(symbol.addr, address))
+                },
+            );
+            if let Some(file) = self.files.get_mut(&identity) {
+                file.functions.extend(unknown.into_iter().zip(found));
+            }
+            self.note_read(identity);
+        }
+        let functions = self.files.get(&identity).map(|file| &file.functions);
+        functions.map_or_else(Vec::new, |functions| known(functions, addresses))
+    }
+
+    /// Lets go of what was read for the longest time, until the rest is short enough.
+    fn note_read(&mut self, identity: FileIdentity) {
+        self.read.retain(|read| *read != identity);
+        self.read.push_back(identity);
+        let len = |read: &VecDeque<FileIdentity>| -> u64 {
+            read.iter().map(FileIdentity::size_bytes).sum()
+        };
+        while len(&self.read) > MAX_READ_BYTES
+            && let Some(file) = self
+                .read
+                .pop_front()
+                .and_then(|oldest| self.files.get(&oldest))
+        {
+            let path = file.executable.reopen_path();
+            if let Err(error) = self.blazesym.evict(&Evict::from(evict::Elf::new(path))) {
+                tracing::debug!(%error, "symbols were not let go of");
+            }
+        }
     }
 
     /// Functions at addresses of the kernel.
-    #[must_use]
-    pub fn in_kernel(&self, addresses: &[u64]) -> Vec<Functions> {
-        let source = Source::Kernel(Kernel {
-            vmlinux: MaybeDefault::None,
-            debug_syms: false,
-            ..Kernel::default()
-        });
-        self.symbolize(&source, Input::AbsAddr(addresses), |symbol, _| {
-            // Without CAP_SYSLOG every symbol reads as zero.
-            symbol.addr != 0 && symbol.offset < LONGEST_KERNEL_FUNCTION_BYTES
-        })
+    pub fn in_kernel(&mut self, addresses: &[u64]) -> Vec<Functions> {
+        let unknown = missing(&self.kernel, addresses);
+        if !unknown.is_empty() {
+            let source = Source::Kernel(Kernel {
+                vmlinux: MaybeDefault::None,
+                debug_syms: false,
+                ..Kernel::default()
+            });
+            let found = self.symbolize(&source, Input::AbsAddr(&unknown), |symbol, _| {
+                // Without CAP_SYSLOG every symbol reads as zero.
+                symbol.addr != 0 && symbol.offset < LONGEST_KERNEL_FUNCTION_BYTES
+            });
+            self.kernel.extend(unknown.into_iter().zip(found));
+        }
+        known(&self.kernel, addresses)
     }
 
     /// Functions at offsets into the vDSO, which is the same in every 64-bit process.
-    #[must_use]
-    pub fn in_vdso(&self, offsets: &[u64]) -> Vec<Functions> {
+    pub fn in_vdso(&mut self, offsets: &[u64]) -> Vec<Functions> {
         let Some(start) = self.vdso_start else {
             return vec![Vec::new(); offsets.len()];
         };
@@ -100,16 +169,17 @@ impl Names {
         self.symbolize(&source, Input::AbsAddr(&addresses), |_, _| true)
     }
 
-    /// Lets go of the files' symbols when there are too many.
+    /// Lets go of everything when it is too much.
     pub fn trim(&mut self) {
-        if self.files.len() > MAX_FILES {
+        let in_files: usize = self.files.values().map(|file| file.functions.len()).sum();
+        if self.files.len() > MAX_FILES || in_files + self.kernel.len() > MAX_NAMES {
             *self = Self::default();
         }
     }
 
     /// Names of all addresses; those that `trusted` refuses have none.
     fn symbolize(
-        &self,
+        &mut self,
         source: &Source<'_>,
         addresses: Input<&[u64]>,
         trusted: impl Fn(&Sym<'_>, u64) -> bool,
@@ -122,11 +192,12 @@ impl Names {
                 return vec![Vec::new(); count];
             }
         };
+        let texts = &mut self.texts;
         let mut functions: Vec<_> = symbols
             .iter()
             .zip(addresses.into_inner())
             .map(|(symbol, address)| match symbol {
-                Symbolized::Sym(symbol) if trusted(symbol, *address) => functions(symbol),
+                Symbolized::Sym(symbol) if trusted(symbol, *address) => functions(symbol, texts),
                 _ => Vec::new(),
             })
             .collect();
@@ -148,19 +219,99 @@ pub fn kernel_build_id() -> Option<BuildId> {
     if is_build_id { BuildId::new(id) } else { None }
 }
 
-/// A symbol with its inlined callees, innermost first.
-fn functions(symbol: &Sym<'_>) -> Functions {
-    let inlined = symbol.inlined.iter().rev();
-    inlined
-        .map(|callee| function(&callee.name, callee.code_info.as_ref()))
-        .chain([function(&symbol.name, symbol.code_info.as_deref())])
+/// Addresses that were not looked up yet.
+fn missing(functions: &HashMap<u64, Functions>, addresses: &[u64]) -> Vec<u64> {
+    let addresses = addresses.iter().copied();
+    addresses
+        .filter(|address| !functions.contains_key(address))
         .collect()
 }
 
-fn function(name: &str, code: Option<&CodeInfo<'_>>) -> SymbolizedFrame {
+fn known(functions: &HashMap<u64, Functions>, addresses: &[u64]) -> Vec<Functions> {
+    let of = |address| functions.get(address).cloned().unwrap_or_default();
+    addresses.iter().map(of).collect()
+}
+
+/// A symbol with its inlined callees, innermost first.
+fn functions(symbol: &Sym<'_>, texts: &mut HashSet<Arc<str>>) -> Functions {
+    let inlined = symbol.inlined.iter().rev();
+    let mut functions: Functions = inlined
+        .map(|callee| function(&callee.name, callee.code_info.as_ref(), texts))
+        .collect();
+    functions.push(function(&symbol.name, symbol.code_info.as_deref(), texts));
+    functions
+}
+
+fn function(
+    name: &str,
+    code: Option<&CodeInfo<'_>>,
+    texts: &mut HashSet<Arc<str>>,
+) -> SymbolizedFrame {
     SymbolizedFrame {
-        name: name[..name.floor_char_boundary(MAX_NAME_BYTES)].into(),
-        file: code.map(|code| code.to_path().to_string_lossy().into()),
+        name: intern(texts, &name[..name.floor_char_boundary(MAX_NAME_BYTES)]),
+        file: code.map(|code| intern(texts, &code.to_path().to_string_lossy())),
         line: code.and_then(|code| code.line),
+    }
+}
+
+/// The text that is equal to `text`: most files and many functions are met at many addresses.
+fn intern(texts: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {
+    if let Some(known) = texts.get(text) {
+        return Arc::clone(known);
+    }
+    let text: Arc<str> = text.into();
+    texts.insert(Arc::clone(&text));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::maps;
+
+    #[inline(never)]
+    fn one() -> u32 {
+        line!()
+    }
+
+    #[inline(never)]
+    fn other() -> u32 {
+        line!()
+    }
+
+    #[test]
+    fn names_stay_when_the_file_was_let_go_of() {
+        let executable =
+            Arc::new(Executable::open(Path::new("/proc/self/exe"), "/x").expect("this program"));
+        let mut names = Names::default();
+        let layout = names.layout(&executable).unwrap();
+        let maps = maps::read(Path::new("/proc"), std::process::id()).unwrap();
+        let place = |function: fn() -> u32| {
+            let address = function as usize as u64;
+            let entry = maps.iter().find(|e| (e.start..e.end).contains(&address));
+            let entry = entry.unwrap();
+            let offset = address - entry.start + entry.file_offset;
+            layout.place(offset).unwrap().0
+        };
+        let (one, other) = (place(one), place(other));
+        let identity = executable.identity();
+        assert!(
+            identity.size_bytes() > MAX_READ_BYTES,
+            "a large file is needed here"
+        );
+        let name = |functions: &[Functions]| {
+            let function = functions[0].last().unwrap();
+            (function.name.to_string(), function.line.unwrap())
+        };
+        let first = names.in_file(identity, &[one]);
+        assert!(name(&first).0.ends_with("names::tests::one"), "{first:?}");
+        assert!(names.read.is_empty(), "it was not let go of");
+        let second = names.in_file(identity, &[other]);
+        assert!(
+            name(&second).0.ends_with("names::tests::other"),
+            "{second:?}"
+        );
+        let both = names.in_file(identity, &[one, other]);
+        assert_eq!(both, [first, second].concat());
     }
 }

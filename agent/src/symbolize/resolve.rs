@@ -197,7 +197,7 @@ impl FrameTable {
     }
 
     /// Gives every frame its functions, one look at each source.
-    fn name_frames(&mut self, names: &Names, images: &HashMap<ImageKey, Image>) {
+    fn name_frames(&mut self, names: &mut Names, images: &HashMap<ImageKey, Image>) {
         let mut kernel = Group::default();
         let mut vdso = Group::default();
         let mut files: HashMap<FileIdentity, Group> = HashMap::new();

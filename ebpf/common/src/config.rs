@@ -12,7 +12,9 @@ pub const MISSING: u32 = u32::MAX;
 pub struct Offsets {
     /// `pt_regs`: the system call's number (x86-64 `orig_ax`, arm64 `syscallno`).
     pub regs_syscall: u32,
-    /// `pt_regs`: the call's first four arguments, as they still stand at `sys_exit`.
+    /// `pt_regs`: the call's result, `-ENOSYS` until it has one.
+    pub regs_result: u32,
+    /// `pt_regs`: the call's first four arguments, which stay until its end.
     pub regs_args: [u32; 4],
     /// `task_struct.files`
     pub task_files: u32,
@@ -126,9 +128,6 @@ pub struct Config {
     pub capture_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
-    /// 1: `sock_send_length` and `sock_recv_length` mark the thread (6.3+). 0: walk from the
-    /// descriptor to the socket.
-    pub use_marks: u32,
 }
 
 /// Most bytes that one record captures.

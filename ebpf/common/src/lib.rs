@@ -48,7 +48,7 @@ const _: () = {
     assert!(size_of::<connection::ConnectionOpened>() == 80);
     assert!(size_of::<connection::SocketData>() == 80);
     assert!(size_of::<connection::ConnectionClosed>() == 56);
-    assert!(size_of::<connection::ConnectionState>() == 128);
+    assert!(size_of::<connection::ConnectionState>() == 136);
     assert!(size_of::<process::ProcessExec>() == 48);
     assert!(size_of::<process::ProcessExit>() == 24);
 };

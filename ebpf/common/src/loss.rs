@@ -10,29 +10,27 @@ pub enum LossReason {
     ConnectionsFull = 1,
     /// The process's memory could not be read, so that a segment has no captured bytes.
     ReadFault = 2,
-    /// A marked call never reached `sys_exit` (io_uring, kernel threads): calls.
+    /// Bytes moved outside of a system call of their own (io_uring, kernel threads): segments
+    /// without captured bytes.
     NoSyscall = 3,
-    /// A marked call that the tap does not read (splice and the like): calls.
+    /// Bytes moved by a call that the tap cannot read: segments without captured bytes.
     UnknownSyscall = 4,
-    /// The mark of a thread could not be stored.
-    MarksFull = 5,
     /// A process record found its ring full.
-    ProcessRingFull = 6,
+    ProcessRingFull = 5,
     /// A connection that turned out to be TLS: connections.
-    Tls = 7,
+    Tls = 6,
     /// The stack counts were full: samples.
-    StacksFull = 8,
+    StacksFull = 7,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
         Self::NoSyscall,
         Self::UnknownSyscall,
-        Self::MarksFull,
         Self::ProcessRingFull,
         Self::Tls,
         Self::StacksFull,
@@ -50,7 +48,6 @@ impl LossReason {
             Self::ReadFault => ("tap", "read_fault"),
             Self::NoSyscall => ("tap", "no_syscall"),
             Self::UnknownSyscall => ("tap", "unknown_syscall"),
-            Self::MarksFull => ("tap", "marks_full"),
             Self::ProcessRingFull => ("process", "ring_full"),
             Self::Tls => ("tap", "tls"),
             Self::StacksFull => ("sampler", "stacks_full"),

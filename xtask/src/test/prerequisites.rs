@@ -18,7 +18,7 @@ pub(crate) struct Program {
 
 pub(crate) const PROGRAMS: &[Program] = &[
     // Servers and loads.
-    program("nginx", "nginx-light", SERVERS),
+    program("nginx", "nginx-light", SERVERS_AND_SEARCH),
     program("curl", "curl", SERVERS),
     program("wrk", "wrk", SERVERS),
     program("hey", "hey", SERVERS),
@@ -41,8 +41,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
-    program("node", "nodejs", SERVERS),
-    program("npm", "npm", SERVERS),
+    program("node", "nodejs", SERVERS_AND_SEARCH),
+    program("npm", "npm", SERVERS_AND_SEARCH),
     program("go", "golang-go", COLLECTOR),
     // A JDK: the nodes' main classes are compiled when they start.
     program("javac", "default-jdk-headless", SEARCH),
@@ -59,6 +59,17 @@ const SERVERS: &[&str] = &[
     "failures",
     "monitoring",
 ];
+const SERVERS_AND_SEARCH: &[&str] = &[
+    "workloads",
+    "http",
+    "framing",
+    "sockets",
+    "config",
+    "lifecycle",
+    "failures",
+    "monitoring",
+    "elasticsearch",
+];
 const PYTHON: &[&str] = &[
     "workloads",
     "http",
@@ -70,10 +81,14 @@ const PYTHON: &[&str] = &[
     "monitoring",
     "elasticsearch",
     "deploy",
+    "profile_push",
 ];
+/// Suites that need nothing: client and server are threads of the test.
+#[cfg(test)]
+const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch"];
-const PROFILE: &[&str] = &["profile"];
+const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
 
 const fn program(
@@ -124,12 +139,12 @@ pub(crate) const FOLDERS: &[Folder] = &[
         suites: PYTHON,
     },
     Folder {
-        what: "Node servers",
+        what: "Node servers and clients",
         name: "node",
         variable: "TELLTALE_NODE_MODULES",
         sources: &["package.json", "package-lock.json"],
         recipe: Recipe::Node,
-        suites: SERVERS,
+        suites: SERVERS_AND_SEARCH,
     },
     Folder {
         what: "OpenTelemetry Collector",
@@ -168,7 +183,8 @@ mod tests {
 
     #[test]
     fn every_suite_is_in_the_tables() {
-        let listed = || PROGRAMS.iter().flat_map(|program| program.suites);
+        let programs = || PROGRAMS.iter().flat_map(|program| program.suites);
+        let listed = || programs().chain(ALONE);
         for suite in crate::test::known_suites().unwrap() {
             assert!(
                 listed().any(|name| *name == suite),

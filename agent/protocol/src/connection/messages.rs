@@ -19,8 +19,8 @@ enum Next {
     Tunnel,
     /// Nothing tells where the answer ends.
     Unframed,
-    /// It is no answer to any request that was seen.
-    Orphan,
+    /// It is no answer to any request that was seen; if its request was like most, it is framed so.
+    Orphan(Option<Framing>),
 }
 
 impl Connection {
@@ -81,6 +81,7 @@ impl Connection {
             self.set_request_direction(direction);
         }
         let role = role(direction);
+        self.heads[role as usize] += 1;
         let mut entry = match &parsed {
             Some(parsed) => InFlight::new(role, parsed, head.first_ns, head.last_ns),
             None => InFlight::unparsed(role, head.first_ns, head.last_ns),
@@ -91,7 +92,7 @@ impl Connection {
             None => None,
         };
         if let Some(parsed) = &parsed {
-            entry.watch_search(parsed, self.search_product.is_some());
+            entry.watch_search(parsed, self.search_cluster.is_some());
         }
         let decoder = &mut self.stream(direction).decoder;
         match framing {
@@ -101,7 +102,7 @@ impl Connection {
         entry.request_done = framing.is_none();
         if self.request_direction.is_none() {
             // Nothing says that this is HTTP at all, so that no answer need come.
-            let ended = entry.finish(Outcome::NotParsed, None, None);
+            let ended = entry.finish(Outcome::NotParsed, None, None, &self.limits);
             self.observations.push_back(ended);
             return;
         }
@@ -142,7 +143,9 @@ impl Connection {
             return;
         }
         let gap_ns = self.stream(direction).take_gap_ns();
+        let is_whole = self.pairing.is_whole();
         let requests = self.stream(direction.opposite());
+        let is_older = !is_whole && requests.is_older_at(head.first_ns);
         let gaps = AnswerGaps {
             gap_ns,
             // Where a request's framing is lost, its body may be the next request.
@@ -154,7 +157,12 @@ impl Connection {
             .pairing
             .answer(head.first_ns, gaps, &mut resynchronized);
         let next = match (answered, &parsed) {
-            (None, _) => Next::Orphan,
+            (None, parsed) => Next::Orphan(
+                parsed
+                    .as_ref()
+                    .filter(|_| head.complete)
+                    .and_then(|parsed| parsed.framing("GET")),
+            ),
             (Some(entry), None) => {
                 entry.spoil_answer(head.first_ns, head.last_ns);
                 Next::Unframed
@@ -174,7 +182,7 @@ impl Connection {
             }
         };
         if let Some(product) = parsed.and_then(|parsed| parsed.product) {
-            self.search_product = Some(product);
+            self.note_search_product(product);
         }
         self.finish_each(resynchronized, Outcome::Resynchronized, None);
         self.extend_request(head.first_ns);
@@ -188,10 +196,14 @@ impl Connection {
                 stream.decoder.lose_step(LossReason::Garbage, false);
                 self.emit_done();
             }
-            Next::Orphan => {
-                let reason = LossReason::OrphanResponse;
+            Next::Orphan(framing) => {
+                let reason = if is_older {
+                    LossReason::BeforeAgent
+                } else {
+                    LossReason::OrphanResponse
+                };
                 stream.note_gap();
-                stream.decoder.lose_step(reason, true);
+                stream.decoder.lose_step_behind(reason, framing);
                 self.losses.count(reason, head.bytes.len() as u64);
             }
         }
@@ -299,20 +311,21 @@ impl Connection {
 
     /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
     fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
-        let product = self.search_product;
+        let (cluster, limits) = (self.search_cluster.clone(), self.limits);
         if entries.iter().any(|entry| !entry.request_done) {
             self.request_open = false;
         }
         self.observations.extend(
             entries
                 .into_iter()
-                .map(|entry| entry.finish(outcome, ended_ns, product)),
+                .map(|entry| entry.finish(outcome, ended_ns, cluster.as_ref(), &limits)),
         );
     }
 
     fn emit_done(&mut self) {
         while let Some(entry) = self.pairing.pop_done() {
-            let ended = entry.finish(Outcome::Matched, None, self.search_product);
+            let known = self.search_cluster.as_ref();
+            let ended = entry.finish(Outcome::Matched, None, known, &self.limits);
             self.observations.push_back(ended);
         }
     }

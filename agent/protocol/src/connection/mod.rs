@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use ebpf_common::connection::{CloseReason, Cursor, Direction};
 
+use crate::elasticsearch::Cluster;
 use crate::http1::decoder::Decoder;
 use crate::http1::method::Kind;
 use crate::in_flight::InFlight;
@@ -32,7 +33,9 @@ pub struct Connection {
     parking: Parking,
     /// The newest request is under way.
     request_open: bool,
-    search_product: Option<SearchProduct>,
+    search_cluster: Option<Cluster>,
+    /// Request heads that [`Self::poll_heads`] has not told of, by role.
+    heads: [u64; 2],
     observations: VecDeque<Exchange>,
     losses: Losses,
 }
@@ -49,7 +52,8 @@ impl Connection {
             pairing: Pairing::default(),
             parking: Parking::default(),
             request_open: false,
-            search_product: None,
+            search_cluster: None,
+            heads: [0; 2],
             observations: VecDeque::new(),
             losses: Losses::default(),
         }
@@ -150,6 +154,15 @@ impl Connection {
         next
     }
 
+    /// How many request heads were seen since the last call, one role at a time; `None` when there
+    /// is nothing more. Each of them is in flight, or has been an exchange.
+    pub fn poll_heads(&mut self) -> Option<(Role, u64)> {
+        [Role::Client, Role::Server].into_iter().find_map(|role| {
+            let heads = std::mem::take(&mut self.heads[role as usize]);
+            (heads > 0).then_some((role, heads))
+        })
+    }
+
     /// What was seen and is not reported, since the last call, one reason at a time; `None` when
     /// there is nothing more.
     pub fn poll_loss(&mut self) -> Option<Loss> {
@@ -189,15 +202,22 @@ impl Connection {
         self.request_direction.map(role)
     }
 
-    /// Tells which search product the remote end is known to be.
-    pub const fn set_search_product(&mut self, product: Option<SearchProduct>) {
-        self.search_product = product;
+    /// Tells what is known of the cluster that the connection leads to.
+    pub fn set_search_cluster(&mut self, cluster: Cluster) {
+        self.search_cluster = Some(cluster);
     }
 
     /// The search product that the connection's answers told of, or that was set.
     #[must_use]
-    pub const fn search_product(&self) -> Option<SearchProduct> {
-        self.search_product
+    pub fn search_product(&self) -> Option<SearchProduct> {
+        self.search_cluster.as_ref().map(|cluster| cluster.product)
+    }
+
+    fn note_search_product(&mut self, product: SearchProduct) {
+        match &mut self.search_cluster {
+            Some(cluster) => cluster.product = product,
+            None => self.search_cluster = Some(product.into()),
+        }
     }
 
     const fn stream(&mut self, direction: Direction) -> &mut Stream {

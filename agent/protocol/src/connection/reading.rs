@@ -7,7 +7,6 @@ use crate::http1::body::Body;
 use crate::http1::chunked;
 use crate::http1::decoder::{Content, Decoder, Piece};
 use crate::http1::method::Kind;
-use crate::in_flight::Answer;
 use crate::loss::LossReason;
 use crate::segment::Segment;
 
@@ -87,7 +86,7 @@ impl Connection {
             Some(Kind::Response) if unknown => {
                 awaited_ns.is_some_and(|awaited_ns| awaited_ns <= segment.time_ns)
             }
-            Some(Kind::Request) => self.admit_request(direction),
+            Some(Kind::Request) => self.admit_request(direction, segment.time_ns),
             Some(Kind::Response) => false,
             // Too short to tell: what follows will.
             None if out_of_step && Decoder::may_begin_message(segment.captured) => true,
@@ -107,7 +106,7 @@ impl Connection {
     }
 
     /// Whether a request may begin although the one before has not ended by its framing.
-    fn admit_request(&mut self, direction: Direction) -> bool {
+    fn admit_request(&mut self, direction: Direction, time_ns: u64) -> bool {
         let Some(body) = self.stream(direction).decoder.body() else {
             return false;
         };
@@ -116,7 +115,8 @@ impl Connection {
         let (true, Some(newest)) = (self.request_open, self.pairing.newest()) else {
             return unknown;
         };
-        let answered = newest.answer != Answer::Awaited;
+        // Records of two threads may come in another order than that of their calls.
+        let answered = newest.is_answered_at(time_ns);
         // A body that was announced with `Expect: 100-continue` may be left out when the answer is
         // there (RFC 9110, section 10.1.1).
         unknown && (answered || headless && newest.is_bodiless())

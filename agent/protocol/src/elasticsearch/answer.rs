@@ -1,11 +1,15 @@
 //! What an answer's body tells, and whether it can only be a cluster's.
 
-use crate::observation::{ClusterHealth, SearchProduct};
+use crate::observation::{ClusterHealth, ClusterReport, SearchProduct, Shards};
 
+use super::bulk::Tally;
 use super::json::{Kind, Scanner};
 
-/// A cluster's name is a label, so a longer one is left out.
-const MAX_CLUSTER_NAME_BYTES: usize = 128;
+/// Names are labels, so longer ones are left out.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Longest `type` of an error that is taken for one.
+const MAX_ERROR_TYPE_BYTES: usize = 64;
 
 /// Top-level members of a JSON answer. Of a member that comes twice, the first counts, so that
 /// knowing more of a body never changes what was known.
@@ -14,13 +18,31 @@ pub(super) struct Answer<'a> {
     pub(super) took_ms: Option<u64>,
     pub(super) timed_out: Option<bool>,
     pub(super) errors: Option<bool>,
-    pub(super) health: Option<ClusterHealth>,
+    pub(super) hits: Option<u64>,
+    pub(super) shards: Option<Shards>,
+    /// Items of a bulk answer, as far as they were read.
+    pub(super) items: Tally,
+    /// Whether those are all of them.
+    pub(super) items_whole: bool,
+    /// Answers in an `msearch`'s, where all of them were read.
+    pub(super) responses: Option<u64>,
+    /// Whether the answer was read to its end, or as far as anything was wanted of it.
+    pub(super) ended: bool,
+    /// `error` is a string: what the servers say of a path or a method that they don't know.
+    pub(super) has_error_text: bool,
+    health: Option<ClusterHealth>,
     cluster_name: Option<&'a [u8]>,
+    nodes: Option<u64>,
+    active_shards: Option<u64>,
+    unassigned_shards: Option<u64>,
+    pending_tasks: Option<u64>,
+    error_type: Option<&'a [u8]>,
     status_code: Option<u64>,
     tagline: Option<&'a [u8]>,
     version: Version<'a>,
     /// Members whose presence and kind is all that matters.
-    has_shards: bool,
+    is_inside_response: bool,
+    has_shards_total: bool,
     has_items: bool,
     has_responses: bool,
     has_index: bool,
@@ -28,7 +50,6 @@ pub(super) struct Answer<'a> {
     has_found: bool,
     has_result: bool,
     has_count: bool,
-    has_number_of_nodes: bool,
     has_root_cause: bool,
 }
 
@@ -39,12 +60,20 @@ struct Version<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// Reads as much as there is.
+    /// Reads as much as there is, and no further than the totals of a search: its hits are most of it.
     pub(super) fn scan(text: &'a [u8]) -> Self {
         let mut answer = Self::default();
         // Where the text ends or stops being JSON, what came before it still holds.
-        let _ended = Scanner::new(text).object(|value, key| answer.member(value, key));
+        let read = Scanner::new(text).object(|value, key| answer.member(value, key));
+        answer.ended = read.is_some() || answer.is_search_told();
         answer
+    }
+
+    fn is_search_told(&self) -> bool {
+        self.took_ms.is_some()
+            && self.timed_out.is_some()
+            && self.shards.is_some()
+            && self.hits.is_some()
     }
 
     fn member(&mut self, value: &mut Scanner<'a>, key: &[u8]) -> Option<()> {
@@ -62,40 +91,53 @@ impl<'a> Answer<'a> {
             (b"cluster_name", Kind::String) => {
                 first(&mut self.cluster_name, Some(value.raw_string()?));
             }
+            (b"number_of_nodes", Kind::Number) => first(&mut self.nodes, number(value.word()?)),
+            (b"active_shards", Kind::Number) => {
+                first(&mut self.active_shards, number(value.word()?));
+            }
+            (b"unassigned_shards", Kind::Number) => {
+                first(&mut self.unassigned_shards, number(value.word()?));
+            }
+            (b"number_of_pending_tasks", Kind::Number) => {
+                first(&mut self.pending_tasks, number(value.word()?));
+            }
             (b"tagline", Kind::String) => first(&mut self.tagline, Some(value.raw_string()?)),
-            (b"version", Kind::Object) => {
-                let version = &mut self.version;
-                value.object(|value, key| {
-                    let kind = value.peek()?;
-                    match (key, kind) {
-                        (b"number", Kind::String) => {
-                            first(&mut version.number, Some(value.raw_string()?));
-                        }
-                        (b"distribution", Kind::String) => {
-                            first(&mut version.distribution, Some(value.raw_string()?));
-                        }
-                        _ => value.skip()?,
-                    }
-                    Some(())
+            (b"version", Kind::Object) => self.read_version(value)?,
+            (b"_shards", Kind::Object) => self.read_shards(value)?,
+            (b"hits", Kind::Object) => self.read_hits(value)?,
+            (b"error", Kind::Object) => self.read_error(value)?,
+            (b"error", Kind::String) => {
+                value.raw_string()?;
+                self.has_error_text = true;
+            }
+            // An asynchronous search has the search's own answer inside.
+            (b"response", Kind::Object) if !self.is_inside_response => {
+                self.is_inside_response = true;
+                value.object(|value, key| self.member(value, key))?;
+            }
+            (b"items", Kind::Array) => {
+                // Seen by its beginning: most of it may not be captured.
+                self.has_items = true;
+                let (items, errors) = (&mut self.items, self.errors);
+                value.array(|item| items.read_item(item, errors))?;
+                self.items_whole = true;
+            }
+            (b"responses", Kind::Array) => {
+                self.has_responses = true;
+                let mut count = 0;
+                value.array(|response| {
+                    count += 1;
+                    response.skip()
                 })?;
-            }
-            (b"_shards", Kind::Object) => {
-                self.has_shards |= has_member(value, b"total", Kind::Number)?;
-            }
-            (b"error", Kind::Object) => {
-                self.has_root_cause |= has_member(value, b"root_cause", Kind::Array)?;
+                first(&mut self.responses, Some(count));
             }
             _ => {
-                // An array of answers is seen by its beginning: most of it was not captured.
                 match (key, kind) {
-                    (b"items", Kind::Array) => self.has_items = true,
-                    (b"responses", Kind::Array) => self.has_responses = true,
                     (b"_index", Kind::String) => self.has_index = true,
                     (b"_id", Kind::String) => self.has_id = true,
                     (b"found", Kind::True | Kind::False) => self.has_found = true,
                     (b"result", Kind::String) => self.has_result = true,
                     (b"count", Kind::Number) => self.has_count = true,
-                    (b"number_of_nodes", Kind::Number) => self.has_number_of_nodes = true,
                     _ => {}
                 }
                 value.skip()?;
@@ -104,13 +146,107 @@ impl<'a> Answer<'a> {
         Some(())
     }
 
-    /// The cluster's name, where it was read and needs no unescaping.
-    pub(super) fn cluster_name(&self) -> Option<Box<str>> {
-        let name = self.cluster_name?;
-        if name.len() > MAX_CLUSTER_NAME_BYTES || name.contains(&b'\\') {
+    fn read_version(&mut self, value: &mut Scanner<'a>) -> Option<()> {
+        let version = &mut self.version;
+        value.object(|value, key| {
+            let kind = value.peek()?;
+            match (key, kind) {
+                (b"number", Kind::String) => {
+                    first(&mut version.number, Some(value.raw_string()?));
+                }
+                (b"distribution", Kind::String) => {
+                    first(&mut version.distribution, Some(value.raw_string()?));
+                }
+                _ => value.skip()?,
+            }
+            Some(())
+        })
+    }
+
+    fn read_shards(&mut self, value: &mut Scanner<'a>) -> Option<()> {
+        let (mut total, mut failed) = (None, None);
+        value.object(|value, key| {
+            let kind = value.peek()?;
+            match (key, kind) {
+                (b"total", Kind::Number) => first(&mut total, number(value.word()?)),
+                (b"failed", Kind::Number) => first(&mut failed, number(value.word()?)),
+                _ => value.skip()?,
+            }
+            Some(())
+        })?;
+        self.has_shards_total |= total.is_some();
+        let shards = total
+            .zip(failed)
+            .map(|(total, failed)| Shards { total, failed });
+        first(&mut self.shards, shards);
+        Some(())
+    }
+
+    /// `total` is a number up to Elasticsearch 6 and with `rest_total_hits_as_int`.
+    fn read_hits(&mut self, value: &mut Scanner<'a>) -> Option<()> {
+        value.object(|value, key| {
+            match (key, value.peek()?) {
+                (b"total", Kind::Number) => first(&mut self.hits, number(value.word()?)),
+                (b"total", Kind::Object) => value.object(|value, key| {
+                    if key == b"value" && value.peek()? == Kind::Number {
+                        first(&mut self.hits, number(value.word()?));
+                        Some(())
+                    } else {
+                        value.skip()
+                    }
+                })?,
+                _ => value.skip()?,
+            }
+            (!self.is_search_told()).then_some(())
+        })
+    }
+
+    fn read_error(&mut self, value: &mut Scanner<'a>) -> Option<()> {
+        value.object(|value, key| {
+            let kind = value.peek()?;
+            match (key, kind) {
+                (b"type", Kind::String) => first(&mut self.error_type, Some(value.raw_string()?)),
+                (b"root_cause", Kind::Array) => {
+                    value.skip()?;
+                    self.has_root_cause = true;
+                }
+                _ => value.skip()?,
+            }
+            Some(())
+        })
+    }
+
+    /// `type` of the error. The servers make it of their classes' names: anything else is none.
+    pub(super) fn error_type(&self) -> Option<Box<str>> {
+        let name = self.error_type?;
+        let is_name =
+            |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_';
+        let fits = (1..=MAX_ERROR_TYPE_BYTES).contains(&name.len());
+        if !fits || !name.iter().all(is_name) {
             return None;
         }
-        std::str::from_utf8(name).ok().map(Into::into)
+        str::from_utf8(name).ok().map(Into::into)
+    }
+
+    /// The members of a `_cluster/health` answer.
+    pub(super) fn cluster(&self) -> ClusterReport {
+        ClusterReport {
+            name: self.cluster_name(),
+            health: self.health,
+            nodes: self.nodes,
+            active_shards: self.active_shards,
+            unassigned_shards: self.unassigned_shards,
+            pending_tasks: self.pending_tasks,
+        }
+    }
+
+    /// The cluster's name, where it was read and needs no unescaping.
+    fn cluster_name(&self) -> Option<Box<str>> {
+        let name = self.cluster_name?;
+        if name.len() > MAX_NAME_BYTES || name.contains(&b'\\') {
+            return None;
+        }
+        str::from_utf8(name).ok().map(Into::into)
     }
 
     /// The product, from the answer to `GET /`.
@@ -136,19 +272,19 @@ impl<'a> Answer<'a> {
         let took = self.took_ms.is_some();
         let document = self.has_index && self.has_id;
         match operation {
-            "search" | "scroll" => took && self.timed_out.is_some() && self.has_shards,
+            "search" | "scroll" => took && self.timed_out.is_some() && self.has_shards_total,
             "bulk" => took && self.errors.is_some() && self.has_items,
             "msearch" => took && self.has_responses,
-            "count" => self.has_count && self.has_shards,
+            "count" => self.has_count && self.has_shards_total,
             "get" => document && self.has_found,
             "index" | "create" | "update" | "delete" => {
-                document && self.has_result && self.has_shards
+                document && self.has_result && self.has_shards_total
             }
             "cluster.health" => {
                 self.cluster_name.is_some()
                     && self.health.is_some()
                     && self.timed_out.is_some()
-                    && self.has_number_of_nodes
+                    && self.nodes.is_some()
             }
             _ => false,
         }
@@ -161,21 +297,11 @@ fn first<T>(member: &mut Option<T>, value: Option<T>) {
     }
 }
 
-/// Reads an object for one member of its own. (Where the object is cut, the scan ends anyhow.)
-fn has_member(value: &mut Scanner<'_>, name: &[u8], kind: Kind) -> Option<bool> {
-    let mut found = false;
-    value.object(|value, key| {
-        found |= key == name && value.peek()? == kind;
-        value.skip()
-    })?;
-    Some(found)
-}
-
-fn number(word: &[u8]) -> Option<u64> {
+pub(super) fn number(word: &[u8]) -> Option<u64> {
     // `parse` would take a sign as well.
     let digits = word.iter().all(u8::is_ascii_digit);
     if digits {
-        std::str::from_utf8(word).ok()?.parse().ok()
+        str::from_utf8(word).ok()?.parse().ok()
     } else {
         None
     }

@@ -18,6 +18,34 @@ pub(super) enum Kind {
     Null,
 }
 
+/// Brackets and the quote that begins a string.
+const STRUCTURAL: u8 = 1;
+/// What ends a number or a literal.
+const WORD_END: u8 = 2;
+/// Whitespace.
+const SPACE: u8 = 4;
+
+/// What each byte is, for loops that look at one after the other.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        classes[byte] = match byte as u8 {
+            b'{' | b'[' | b'"' => STRUCTURAL,
+            b'}' | b']' => STRUCTURAL | WORD_END,
+            b',' => WORD_END,
+            b' ' | b'\t' | b'\n' | b'\r' => WORD_END | SPACE,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    classes
+};
+
+const fn is(byte: u8, class: u8) -> bool {
+    CLASSES[byte as usize] & class != 0
+}
+
 /// A position in a JSON text (RFC 8259). Every method gives `None` where the text ends early or is no
 /// JSON; nothing more is to be read then.
 #[derive(Clone, Debug)]
@@ -71,12 +99,31 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Reads an array. `element` gets the scanner at each element, which it must read or
+    /// [`skip`](Self::skip) whole.
+    pub(super) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        self.expect(b'[')?;
+        self.skip_whitespace();
+        if self.take(b']') {
+            return Some(());
+        }
+        loop {
+            self.skip_whitespace();
+            element(self)?;
+            self.skip_whitespace();
+            if self.take(b']') {
+                return Some(());
+            }
+            self.expect(b',')?;
+        }
+    }
+
     /// A string's bytes between the quotes, escapes not undone.
     pub(super) fn raw_string(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
         let mut len = 0;
         loop {
-            len += memchr2(b'"', b'\\', self.rest.get(len..)?)?;
+            len += end_of_plain(self.rest.get(len..)?)?;
             if self.rest[len] == b'"' {
                 let (string, rest) = self.rest.split_at(len);
                 self.rest = &rest[1..];
@@ -88,8 +135,7 @@ impl<'a> Scanner<'a> {
 
     /// A number's or literal's bytes, when a delimiter shows that they are all.
     pub(super) fn word(&mut self) -> Option<&'a [u8]> {
-        let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r');
-        let len = self.rest.iter().position(ends)?;
+        let len = self.rest.iter().position(|byte| is(*byte, WORD_END))?;
         let (word, rest) = self.rest.split_at(len);
         self.rest = rest;
         (!word.is_empty()).then_some(word)
@@ -107,8 +153,7 @@ impl<'a> Scanner<'a> {
     fn skip_nested(&mut self) -> Option<()> {
         let mut depth = 0_usize;
         loop {
-            let structural = |byte: &u8| matches!(byte, b'{' | b'[' | b'}' | b']' | b'"');
-            let at = self.rest.iter().position(structural)?;
+            let at = self.rest.iter().position(|byte| is(*byte, STRUCTURAL))?;
             self.rest = &self.rest[at..];
             match self.rest[0] {
                 b'"' => {
@@ -126,11 +171,12 @@ impl<'a> Scanner<'a> {
     }
 
     fn skip_whitespace(&mut self) {
-        let is_value = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-        let at = self
-            .rest
-            .iter()
-            .position(is_value)
+        if !self.rest.first().is_some_and(|byte| is(*byte, SPACE)) {
+            return;
+        }
+        let mut bytes = self.rest.iter();
+        let at = bytes
+            .position(|byte| !is(*byte, SPACE))
             .unwrap_or(self.rest.len());
         self.rest = &self.rest[at..];
     }
@@ -146,4 +192,16 @@ impl<'a> Scanner<'a> {
     fn expect(&mut self, byte: u8) -> Option<()> {
         self.take(byte).then_some(())
     }
+}
+
+/// Where the first quote or backslash is.
+fn end_of_plain(text: &[u8]) -> Option<usize> {
+    /// Most strings are short: calling for a vectorized search would cost more than they do.
+    const SHORT_BYTES: usize = 16;
+    let ends = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let (beginning, rest) = text.split_at(text.len().min(SHORT_BYTES));
+    beginning
+        .iter()
+        .position(ends)
+        .or_else(|| memchr2(b'"', b'\\', rest).map(|at| at + SHORT_BYTES))
 }

@@ -1,134 +1,123 @@
 //! Request paths: which endpoint, and the index expression.
-//!
-//! Paths are matched against the templates of `endpoints.txt` in a trie of segments, a literal before
-//! a parameter. So `/bulk/_search` is a search in an index called `bulk`, and `/_search` never an index.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
+
+use super::endpoints::{self, Endpoint};
 
 /// More than the longest template has.
 const MAX_SEGMENTS: usize = 16;
 
+/// Segments that a proxy may put before the API's own.
+const MAX_PREFIX_SEGMENTS: usize = 3;
+
 /// Bytes of an index expression that are kept: a label must stay small.
 const MAX_COLLECTION_BYTES: usize = 256;
 
-const TABLE: &str = include_str!("endpoints.txt");
-
 /// What a path asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    /// The table's line.
+    pub(super) endpoint: Endpoint,
+    segments: Segments<'a>,
+}
+
+impl<'a> Target<'a> {
     /// Endpoint id.
-    pub(super) operation: &'static str,
+    pub(super) const fn operation(&self) -> &'static str {
+        self.endpoint.operation
+    }
+
     /// The index expression, percent-decoded; empty where the path has none.
-    pub(super) collection: Box<str>,
+    pub(super) fn collection(&self) -> Box<str> {
+        let index = self.endpoint.index_segment();
+        let raw = index.and_then(|at| self.segments.as_slice().get(at).copied());
+        raw.map_or_else(Default::default, |raw| bounded(&percent_decoded(raw)))
+    }
+
+    /// Names and values (percent-decoded) of what the path fills into its template.
+    pub(super) fn parameters(self) -> impl Iterator<Item = (&'static str, Cow<'a, str>)> {
+        self.endpoint.parameters().filter_map(move |(at, name)| {
+            let raw = self.segments.as_slice().get(at).copied()?;
+            Some((name, percent_decoded(raw)))
+        })
+    }
 }
 
 /// The endpoint that `method` and `path` name, if the table has it.
-pub(super) fn resolve(method: &str, path: &str) -> Option<Target> {
+pub(super) fn resolve<'a>(method: &str, path: &'a str) -> Option<Target<'a>> {
     let segments = Segments::split(path)?;
-    let (operation, index) = TRIE.root_match(method, segments.as_slice())?;
-    let collection = index.map_or_else(Default::default, |raw| bounded(&percent_decoded(raw)));
-    Some(Target {
-        operation,
-        collection,
-    })
+    let endpoint = endpoints::find(method, segments.as_slice())?;
+    Some(Target { endpoint, segments })
+}
+
+/// The part of `path` behind a proxy's `prefix`; `None` where it does not begin with it.
+pub(super) fn without_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix)?;
+    match rest.as_bytes().first() {
+        None => Some("/"),
+        Some(b'/') => Some(rest),
+        Some(_) => None,
+    }
+}
+
+/// The prefix of a path that names an endpoint only behind one: `/es` of `/es/_cluster/health`.
+///
+/// `/es/_search` could as well be a search of an index `es`, and is no evidence of a prefix.
+pub(super) fn prefix_of<'a>(method: &str, path: &'a str) -> Option<&'a str> {
+    let segments = Segments::split(path)?;
+    let segments = segments.as_slice();
+    let mut prefix_bytes = 0;
+    for count in 1..=MAX_PREFIX_SEGMENTS.min(segments.len()) {
+        let segment = segments[count - 1];
+        if segment.starts_with('_') {
+            return None;
+        }
+        prefix_bytes += 1 + segment.len();
+        let rest = &segments[count..];
+        // An endpoint's own name has to be there, or any path would do.
+        let is_api = rest.iter().take(2).any(|segment| segment.starts_with('_'));
+        if is_api && endpoints::find(method, rest).is_some_and(|endpoint| !endpoint.has_type()) {
+            return Some(&path[..prefix_bytes]);
+        }
+    }
+    None
 }
 
 /// Whether a path has the form of one of the REST API, in the table or not: the root, or an endpoint's
 /// name, which begins with `_`, behind at most one index expression.
 pub(super) fn has_api_form(path: &str) -> bool {
+    has_form(path, 0)
+}
+
+/// The same behind any prefix of a proxy.
+pub(super) fn may_have_api_form(path: &str) -> bool {
+    has_form(path, MAX_PREFIX_SEGMENTS)
+}
+
+fn has_form(path: &str, prefix_segments: usize) -> bool {
     let Some(segments) = Segments::split(path) else {
         return false;
     };
-    let segments = segments.as_slice();
-    segments.is_empty()
+    let mut segments = segments.as_slice().iter();
+    segments.len() == 0
         || segments
-            .iter()
-            .take(2)
+            .by_ref()
+            .take(2 + prefix_segments)
             .any(|segment| segment.starts_with('_'))
 }
 
-static TRIE: LazyLock<Node> = LazyLock::new(|| Node::from_table(TABLE));
-
-#[derive(Debug, Default)]
-struct Node {
-    literals: Vec<(&'static str, Self)>,
-    /// By the parameter's name, in the order of the table.
-    parameters: Vec<(&'static str, Self)>,
-    /// Methods and operation of the templates that end here.
-    endpoints: Vec<(&'static str, &'static str)>,
-}
-
-impl Node {
-    /// Lines that are none (a test has it that there are none) are left out.
-    fn from_table(table: &'static str) -> Self {
-        let mut root = Self::default();
-        for line in table.lines().filter(|line| !line.starts_with('#')) {
-            let mut fields = line.split(' ');
-            if let (Some(operation), Some(methods), Some(template), None) =
-                (fields.next(), fields.next(), fields.next(), fields.next())
-            {
-                root.insert(template, methods, operation);
-            }
-        }
-        root
+/// Whether a segment can be an index expression, or a mapping type. The servers refuse names that begin
+/// with `_`; `_all` stands for every index.
+pub(super) fn is_index_expression(segment: &str) -> bool {
+    if !segment.starts_with(['_', '%']) {
+        return true;
     }
-
-    fn insert(&mut self, template: &'static str, methods: &'static str, operation: &'static str) {
-        let mut node = self;
-        for segment in template.split('/').filter(|segment| !segment.is_empty()) {
-            let parameter = segment
-                .strip_prefix('{')
-                .and_then(|name| name.strip_suffix('}'));
-            let (children, key) = match parameter {
-                Some(name) => (&mut node.parameters, name),
-                None => (&mut node.literals, segment),
-            };
-            let at = children
-                .iter()
-                .position(|(name, _)| *name == key)
-                .unwrap_or_else(|| {
-                    children.push((key, Self::default()));
-                    children.len() - 1
-                });
-            node = &mut children[at].1;
-        }
-        node.endpoints.push((methods, operation));
-    }
-
-    fn root_match<'a>(
-        &self,
-        method: &str,
-        segments: &[&'a str],
-    ) -> Option<(&'static str, Option<&'a str>)> {
-        let Some((segment, rest)) = segments.split_first() else {
-            let allows = |methods: &str| methods.split(',').any(|allowed| allowed == method);
-            let (_, operation) = self.endpoints.iter().find(|(methods, _)| allows(methods))?;
-            return Some((operation, None));
-        };
-        let literal = self.literals.iter().find(|(name, _)| name == segment);
-        if let Some(found) = literal.and_then(|(_, node)| node.root_match(method, rest)) {
-            return Some(found);
-        }
-        self.parameters.iter().find_map(|(name, node)| {
-            let is_index = *name == "index";
-            if is_index && !is_index_expression(segment) {
-                return None;
-            }
-            let (operation, index) = node.root_match(method, rest)?;
-            Some((operation, if is_index { Some(*segment) } else { index }))
-        })
-    }
-}
-
-/// The servers refuse index names that begin with `_`, so that an unknown endpoint is no index.
-/// `_all` stands for every index.
-fn is_index_expression(segment: &str) -> bool {
     let name = percent_decoded(segment);
     !name.starts_with('_') || name == "_all" || name.starts_with("_all,")
 }
 
 /// Path segments; the servers overlook a slash at the end.
+#[derive(Clone, Copy, Debug)]
 struct Segments<'a> {
     all: [&'a str; MAX_SEGMENTS],
     len: usize,
@@ -198,32 +187,9 @@ mod tests {
     fn assert_target(method: &str, path: &str, operation: &str, collection: &str) {
         let target = resolve(method, path).expect("the path names an endpoint");
         assert_eq!(
-            (target.operation, &*target.collection),
+            (target.operation(), &*target.collection()),
             (operation, collection)
         );
-    }
-
-    #[test]
-    fn every_line_of_the_table_is_an_endpoint_and_is_found_again() {
-        for line in TABLE.lines().filter(|line| !line.starts_with('#')) {
-            let fields: Vec<_> = line.split(' ').collect();
-            let [operation, methods, template] = fields[..] else {
-                panic!("{line:?}")
-            };
-            let path = template.replace("{index}", "books").replace(['{', '}'], "");
-            let collection = if template.contains("{index}") {
-                "books"
-            } else {
-                ""
-            };
-            for method in methods.split(',') {
-                assert!(
-                    matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "DELETE"),
-                    "{line:?}"
-                );
-                assert_target(method, &path, operation, collection);
-            }
-        }
     }
 
     #[test]
@@ -242,7 +208,7 @@ mod tests {
         assert_target("HEAD", "/books/_doc/1", "exists", "books");
         assert_target("PUT", "/books/_doc/1", "index", "books");
         assert_target("DELETE", "/books/_doc/1", "delete", "books");
-        assert_eq!(resolve("PATCH", "/books/_doc/1"), None);
+        assert!(resolve("PATCH", "/books/_doc/1").is_none());
     }
 
     #[test]
@@ -269,16 +235,17 @@ mod tests {
     #[test]
     fn unknown_endpoints_are_no_index() {
         for path in [
-            "/_tasks",
-            "/%5Ftasks",
+            "/_task",
+            "/%5Ftask",
             "/_nope/_search",
             "/a/_nope",
-            "/a/b/c",
+            "/a/b/c/d",
+            "/a/_b/c",
             "//",
             "/a//_search",
         ] {
             for method in ["GET", "PUT", "DELETE", "HEAD"] {
-                assert_eq!(resolve(method, path), None, "{method} {path}");
+                assert!(resolve(method, path).is_none(), "{method} {path}");
             }
         }
     }
@@ -287,6 +254,38 @@ mod tests {
     fn a_long_index_expression_is_cut_between_characters() {
         let path = format!("/a{}/_search", "é".repeat(200));
         let target = resolve("GET", &path).expect("a search");
-        assert_eq!(target.collection.len(), MAX_COLLECTION_BYTES - 1);
+        assert_eq!(target.collection().len(), MAX_COLLECTION_BYTES - 1);
+    }
+
+    #[test]
+    fn a_prefix_is_told_by_what_can_only_stand_behind_one() {
+        assert_eq!(prefix_of("GET", "/es/_cluster/health"), Some("/es"));
+        assert_eq!(prefix_of("POST", "/a/b/books/_search"), Some("/a/b"));
+        assert_eq!(prefix_of("GET", "/es/_cat/indices/books"), Some("/es"));
+        for path in ["/es/_search", "/es/books/1", "/_x/_cluster/health", "/es"] {
+            let told = prefix_of("GET", path);
+            // A path that names an endpoint as it stands is never asked for its prefix.
+            assert!(told.is_none() || resolve("GET", path).is_some(), "{path}");
+        }
+        assert_eq!(without_prefix("/es/_search", "/es"), Some("/_search"));
+        assert_eq!(without_prefix("/es", "/es"), Some("/"));
+        assert_eq!(without_prefix("/essays/_search", "/es"), None);
+    }
+
+    #[test]
+    fn what_fills_a_template_is_named() {
+        let target = resolve("GET", "/books/_doc/a%2Fb").expect("a get");
+        let parameters: Vec<_> = target.parameters().collect();
+        assert_eq!(
+            parameters,
+            [("index", "books".into()), ("id", "a/b".into())]
+        );
+        assert_target(
+            "GET",
+            "/_data_stream/logs",
+            "indices.get_data_stream",
+            "logs",
+        );
+        assert_target("POST", "/alias/_rollover", "indices.rollover", "alias");
     }
 }

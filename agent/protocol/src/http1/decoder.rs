@@ -29,7 +29,8 @@ impl<'a> Piece<'a> {
         }
     }
 
-    fn advance(&mut self, len: u64) {
+    /// Passes over `len` bytes, and returns how many those are.
+    fn advance(&mut self, len: u64) -> u64 {
         match &mut self.content {
             Content::Captured(bytes) => {
                 let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
@@ -37,12 +38,11 @@ impl<'a> Piece<'a> {
             }
             Content::Unseen(unseen) => *unseen = unseen.saturating_sub(len),
         }
+        len
     }
 
     fn take(&mut self) -> u64 {
-        let len = self.len_bytes();
-        self.advance(len);
-        len
+        self.advance(self.len_bytes())
     }
 }
 
@@ -90,6 +90,9 @@ enum State {
         reason: LossReason,
         /// Whether an event told of it.
         told: bool,
+        /// How the message is framed that is passed over, if all is as it seems: a head that begins
+        /// right behind it is one, without a segment of its own.
+        passed: Option<Body>,
     },
     /// No longer HTTP.
     Opaque,
@@ -115,6 +118,7 @@ impl Decoder {
             state: State::OutOfStep {
                 reason: LossReason::NotHttp,
                 told: false,
+                passed: None,
             },
             buffer: Vec::new(),
             buffer_limit,
@@ -131,7 +135,10 @@ impl Decoder {
 
     /// The kind of message that `bytes` begin, if this direction may carry it.
     pub(crate) fn message_at(&self, bytes: &[u8]) -> Option<Kind> {
-        match beginning(bytes) {
+        // RFC 9112, section 2.2: empty lines before a request line are ignored.
+        let blank = bytes.iter().take_while(|b| b"\r\n".contains(b)).count();
+        let skipped = if self.is_out_of_step() { blank } else { 0 };
+        match beginning(&bytes[skipped..]) {
             Beginning::Message(kind) if self.expected.is_none_or(|expected| expected == kind) => {
                 Some(kind)
             }
@@ -205,9 +212,34 @@ impl Decoder {
                     }
                 }
             }
-            State::OutOfStep { reason, told } => {
-                let (reason, bytes) = (*reason, piece.take());
-                Some(if std::mem::replace(told, true) {
+            State::OutOfStep {
+                reason,
+                told,
+                passed,
+            } => {
+                let reason = *reason;
+                let told = std::mem::replace(told, true);
+                let (mut body, content) = (passed.take(), piece.content);
+                let behind = match (&mut body, content) {
+                    (Some(body), Content::Captured(bytes)) => pass_over(body, bytes),
+                    _ => None,
+                };
+                let bytes = match (behind, content) {
+                    (Some(at), Content::Captured(bytes)) if at < bytes.len() => {
+                        if may_begin_response(&bytes[at..]) {
+                            self.state = State::Head;
+                            piece.advance(at as u64)
+                        } else {
+                            piece.take()
+                        }
+                    }
+                    (Some(_), _) => {
+                        *passed = body;
+                        piece.take()
+                    }
+                    (None, _) => piece.take(),
+                };
+                Some(if told {
                     Event::StillOutOfStep { reason, bytes }
                 } else {
                     Event::OutOfStep { reason, bytes }
@@ -229,7 +261,22 @@ impl Decoder {
     /// segment begins a message. `told`: whether the loss was counted.
     pub(crate) fn lose_step(&mut self, reason: LossReason, told: bool) {
         self.buffer = Vec::new();
-        self.state = State::OutOfStep { reason, told };
+        self.state = State::OutOfStep {
+            reason,
+            told,
+            passed: None,
+        };
+    }
+
+    /// The same behind a head that is passed over and was counted. `framing`: that of its body, if
+    /// its request was like most.
+    pub(crate) fn lose_step_behind(&mut self, reason: LossReason, framing: Option<Framing>) {
+        self.buffer = Vec::new();
+        self.state = State::OutOfStep {
+            reason,
+            told: true,
+            passed: framing.map(Body::new),
+        };
     }
 
     /// The connection has left HTTP.
@@ -361,6 +408,25 @@ pub(crate) enum Closed {
         /// Whether an orderly end of the connection ends the body as well.
         whole: bool,
     },
+}
+
+fn may_begin_response(bytes: &[u8]) -> bool {
+    matches!(
+        beginning(bytes),
+        Beginning::Message(Kind::Response) | Beginning::Perhaps
+    )
+}
+
+/// How many of `bytes` belong to `body`, which goes on with them; `None` when its framing is broken.
+fn pass_over(body: &mut Body, bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while at < bytes.len() && !body.is_done() {
+        at += match body.read(&bytes[at..]) {
+            Read::Framing(len) | Read::Content(len) => len,
+            Read::Invalid => return None,
+        };
+    }
+    Some(at)
 }
 
 /// Offset behind the empty line that ends a head, looked for from `from` on.

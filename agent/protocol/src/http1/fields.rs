@@ -40,7 +40,9 @@ impl<'a> Target<'a> {
                 let path = if path.is_empty() { "/" } else { path };
                 (path, host(without_userinfo(authority).as_bytes()))
             }
-            _ => (before_query, None),
+            _ if before_query.starts_with('/') => (before_query, None),
+            // No form that RFC 9112 knows; what stands before an at sign may be a password.
+            _ => (without_userinfo(before_query), None),
         };
         Self {
             path: cut(path, PATH_BYTES),
@@ -146,6 +148,7 @@ mod tests {
         assert_eq!(absolute.query, Some("q=1"));
         assert_eq!(absolute.authority, Some("example.org:80"));
         assert_eq!(path("http://example.org"), "/");
+        assert_eq!(path("user:pw@example.org/a?b"), "example.org/a");
         assert_eq!(path("/proxy/http://user@x/y"), "/proxy/http://user@x/y");
         let connect = Target::parse("user@example.org:443", true);
         assert_eq!(connect.path, "example.org:443");

@@ -6,7 +6,7 @@
 mod pool;
 mod tables;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -73,8 +73,6 @@ pub struct Unwinder {
     requests: SyncSender<Request>,
     /// When an image was asked for last, by pid.
     asked: HashMap<u32, (u64, Instant)>,
-    /// Pids that were prepared.
-    prepared: HashSet<u32>,
 }
 
 impl Unwinder {
@@ -92,8 +90,16 @@ impl Unwinder {
         Ok(Self {
             requests,
             asked: HashMap::new(),
-            prepared: HashSet::new(),
         })
+    }
+
+    /// One that makes nothing known, for tests without kernel maps.
+    #[cfg(test)]
+    pub(super) fn idle() -> Self {
+        Self {
+            requests: mpsc::sync_channel(0).0,
+            asked: HashMap::new(),
+        }
     }
 
     /// Takes note of a sample: a process that is not known yet becomes so, and one whose stack
@@ -129,33 +135,21 @@ impl Unwinder {
         }
     }
 
-    /// Makes processes known before they are sampled; waits for `limit` at most. Those that were
-    /// asked for lately are left alone.
-    pub fn prepare(&mut self, pids: &HashSet<u32>, limit: Duration) {
-        self.prepared.retain(|pid| pids.contains(pid));
-        let mut new = false;
-        for &pid in pids {
-            if !self.prepared.insert(pid) {
-                continue;
-            }
-            new = true;
-            let asked = Asked {
-                pid,
-                tid: pid,
-                image: None,
-            };
-            if self.requests.try_send(Request::Load(asked)).is_err() {
-                break;
-            }
-        }
-        if !new {
-            return;
-        }
+    /// Makes a process known before it is sampled; waits for `limit` at most.
+    pub fn prepare(&self, pid: u32, limit: Duration) {
         let (answer, done) = mpsc::channel();
-        if self.requests.try_send(Request::Answer(answer)).is_ok() {
-            // What is not ready then will be during the profile.
-            let _ = done.recv_timeout(limit);
+        let asked = Asked {
+            pid,
+            tid: pid,
+            image: None,
+        };
+        for request in [Request::Load(asked), Request::Answer(answer)] {
+            if self.requests.try_send(request).is_err() {
+                return;
+            }
         }
+        // What is not ready then will be during the profile.
+        let _ = done.recv_timeout(limit);
     }
 }
 

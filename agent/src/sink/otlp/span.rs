@@ -9,6 +9,7 @@ use opentelemetry::trace::{
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
+use protocol::elasticsearch::path_parameters;
 use protocol::observation::{ElasticsearchCall, Exchange, Role};
 
 use crate::clock::Clock;
@@ -137,7 +138,7 @@ fn name(observation: &Observation) -> Cow<'static, str> {
 }
 
 /// `error.type`: what broke, or the status where it means an error to this side: 5xx to both, 4xx
-/// to the client.
+/// to the client. Of a call, what the cluster calls it.
 fn error_of(exchange: &Exchange) -> Option<Cow<'static, str>> {
     let broke = match ErrorType::of(exchange) {
         ErrorType::Reset => "reset",
@@ -149,6 +150,10 @@ fn error_of(exchange: &Exchange) -> Option<Cow<'static, str>> {
                 Role::Server => 500,
             };
             let status = exchange.status.filter(|status| *status >= least)?;
+            let call = exchange.elasticsearch.as_deref();
+            if let Some(exception) = call.and_then(|call| call.error_type.as_deref()) {
+                return Some(Cow::Owned(exception.to_owned()));
+            }
             return Some(Cow::Owned(status.to_string()));
         }
     };
@@ -218,21 +223,48 @@ fn attributes(observation: &Observation, error: Option<&str>) -> Vec<KeyValue> {
         add("http.request.header.x_correlation_id", header(id));
     }
     if let Some(call) = &exchange.elasticsearch {
-        add("db.system.name", call.product.as_str().into());
-        if let Some(operation) = call.operation {
-            add("db.operation.name", operation.into());
-        }
-        if !call.collection.is_empty() {
-            add("db.collection.name", text(&call.collection));
-        }
-        if let Some(operations) = call.batch_size {
-            add("db.operation.batch.size", integer(operations));
-        }
-        if let Some(status) = exchange.status {
-            add("db.response.status_code", status.to_string().into());
-        }
+        add_call(&mut attributes, exchange, call);
     }
     attributes
+}
+
+/// OpenTelemetry's conventions for database clients and for Elasticsearch; what those have no name
+/// for is named `elasticsearch.…` after the answer's own members.
+fn add_call(attributes: &mut Vec<KeyValue>, exchange: &Exchange, call: &ElasticsearchCall) {
+    for (name, value) in path_parameters(exchange.method, &exchange.path, call) {
+        let key = format!("db.operation.parameter.{name}");
+        attributes.push(KeyValue::new(key, value.into_owned()));
+    }
+    let mut add = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
+    add("db.system.name", call.product.as_str().into());
+    if let Some(operation) = call.operation {
+        add("db.operation.name", operation.into());
+    }
+    if !call.collection.is_empty() {
+        add("db.collection.name", text(&call.collection));
+    }
+    if let Some(operations) = call.batch_size {
+        add("db.operation.batch.size", integer(operations));
+    }
+    if let Some(query) = &call.query_text {
+        add("db.query.text", text(query));
+    }
+    if let Some(status) = exchange.status {
+        add("db.response.status_code", status.to_string().into());
+    }
+    if let Some(took_ms) = call.took_ms {
+        add("elasticsearch.took_ms", integer(took_ms));
+    }
+    if let Some(timed_out) = call.timed_out {
+        add("elasticsearch.timed_out", timed_out.into());
+    }
+    if let Some(shards) = call.shards {
+        add("elasticsearch.shards.total", integer(shards.total));
+        add("elasticsearch.shards.failed", integer(shards.failed));
+    }
+    if let Some(hits) = call.hits {
+        add("elasticsearch.hits.total", integer(hits));
+    }
 }
 
 fn text(value: &str) -> Value {

@@ -1,4 +1,4 @@
-use protocol::observation::{Outcome, TraceParent};
+use protocol::observation::{Outcome, Shards, TraceParent};
 
 use super::*;
 use crate::sink::fixtures::{MILLISECOND_NS, observation, search};
@@ -75,24 +75,32 @@ fn a_client_span_has_the_template_and_the_server_that_it_called() {
 #[test]
 fn a_search_is_named_by_operation_and_index() {
     let mut observation = search("shop");
-    observation
-        .exchange
-        .elasticsearch
-        .as_mut()
-        .unwrap()
-        .batch_size = Some(3);
+    let call = observation.exchange.elasticsearch.as_mut().unwrap();
+    call.batch_size = Some(3);
+    call.query_text = Some("{query:?}".into());
+    call.hits = Some(12);
+    let (total, failed) = (5, 1);
+    call.shards = Some(Shards { total, failed });
     let span = span_of(&observation);
     assert_eq!(span.name, "search docs");
     let told = attributes(&span);
-    let database: Vec<_> = told.iter().filter(|it| it.starts_with("db.")).collect();
+    let is_of_call = |it: &&String| it.starts_with("db.") || it.starts_with("elasticsearch.");
+    let database: Vec<_> = told.iter().filter(is_of_call).collect();
     assert_eq!(
         database,
         [
             "db.collection.name=docs",
             "db.operation.batch.size=3",
             "db.operation.name=search",
+            "db.operation.parameter.index=docs",
+            "db.query.text={query:?}",
             "db.response.status_code=200",
             "db.system.name=elasticsearch",
+            "elasticsearch.hits.total=12",
+            "elasticsearch.shards.failed=1",
+            "elasticsearch.shards.total=5",
+            "elasticsearch.timed_out=false",
+            "elasticsearch.took_ms=6",
         ]
     );
     let call = observation.exchange.elasticsearch.as_mut().unwrap();
@@ -106,6 +114,23 @@ fn a_search_is_named_by_operation_and_index() {
         .unwrap()
         .operation = None;
     assert_eq!(span_of(&observation).name, "POST /{index}/_search");
+}
+
+#[test]
+fn an_error_is_what_the_cluster_calls_it() {
+    let mut observation = search("shop");
+    observation.exchange.status = Some(404);
+    let error = |it: &Observation| {
+        let told = attributes(&span_of(it)).into_iter();
+        told.filter(|it| it.starts_with("error.type"))
+            .collect::<String>()
+    };
+    assert_eq!(error(&observation), "error.type=404");
+    let call = observation.exchange.elasticsearch.as_mut().unwrap();
+    call.error_type = Some("index_not_found_exception".into());
+    assert_eq!(error(&observation), "error.type=index_not_found_exception");
+    observation.exchange.outcome = Outcome::Reset;
+    assert_eq!(error(&observation), "error.type=reset");
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |value: &any_value::Value| match value {
         any_value::Value::StringValue(value) => value.clone(),
         any_value::Value::IntValue(value) => value.to_string(),
+        any_value::Value::BoolValue(value) => value.to_string(),
         any_value::Value::ArrayValue(values) => {
             format!(
                 "[{}]",

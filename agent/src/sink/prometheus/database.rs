@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use hashbrown::Equivalent;
+use hashbrown::{Equivalent, HashMap};
 use prometheus::local::LocalHistogram;
-use prometheus::{HistogramVec, IntCounter, IntGaugeVec, Opts};
-use protocol::observation::{ClusterHealth, ElasticsearchCall, Exchange, SearchProduct};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
+use protocol::observation::{
+    BulkAction, BulkItems, BulkOutcome, ClusterHealth, ClusterReport, ElasticsearchCall, Exchange,
+    SearchProduct,
+};
 
 use super::buckets::{self, Buckets};
 use super::series::Family;
@@ -17,7 +20,72 @@ pub(super) struct DatabaseFamilies {
     duration: Family<HistogramVec>,
     took: Family<HistogramVec>,
     overhead: Family<HistogramVec>,
-    cluster_health: Family<IntGaugeVec>,
+    bulk_items: Family<IntCounterVec>,
+    /// One a [`ClusterFact`].
+    cluster: [Family<IntGaugeVec>; ClusterFact::ALL.len()],
+}
+
+/// What is told of a cluster, a gauge each.
+#[derive(Clone, Copy)]
+enum ClusterFact {
+    Health,
+    Nodes,
+    ActiveShards,
+    UnassignedShards,
+    PendingTasks,
+}
+
+impl ClusterFact {
+    const ALL: [Self; 5] = [
+        Self::Health,
+        Self::Nodes,
+        Self::ActiveShards,
+        Self::UnassignedShards,
+        Self::PendingTasks,
+    ];
+
+    const fn metric(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Health => (
+                "elasticsearch_cluster_health",
+                "Health of a cluster as it last told a client: 0 red, 1 yellow, 2 green.",
+            ),
+            Self::Nodes => (
+                "elasticsearch_cluster_nodes",
+                "Nodes of a cluster, as it last told a client.",
+            ),
+            Self::ActiveShards => (
+                "elasticsearch_cluster_active_shards",
+                "Active shards of a cluster, as it last told a client.",
+            ),
+            Self::UnassignedShards => (
+                "elasticsearch_cluster_unassigned_shards",
+                "Unassigned shards of a cluster, as it last told a client.",
+            ),
+            Self::PendingTasks => (
+                "elasticsearch_cluster_pending_tasks",
+                "Changes of a cluster's state that wait, as it last told a client.",
+            ),
+        }
+    }
+
+    /// The gauge's value; `None` where the cluster did not say.
+    fn of(self, report: &ClusterReport) -> Option<i64> {
+        let count = match self {
+            Self::Health => {
+                return report.health.map(|health| match health {
+                    ClusterHealth::Red => 0,
+                    ClusterHealth::Yellow => 1,
+                    ClusterHealth::Green => 2,
+                });
+            }
+            Self::Nodes => report.nodes,
+            Self::ActiveShards => report.active_shards,
+            Self::UnassignedShards => report.unassigned_shards,
+            Self::PendingTasks => report.pending_tasks,
+        };
+        count.and_then(|count| i64::try_from(count).ok())
+    }
 }
 
 impl DatabaseFamilies {
@@ -31,12 +99,25 @@ impl DatabaseFamilies {
                 .map(|vec| Family::new(vec, max_series, refused.clone()))
         };
         let by_operation = ["service_name", "db_operation_name", "db_collection_name"];
-        let cluster_health = IntGaugeVec::new(
+        let gauge = |fact: ClusterFact| {
+            let (name, help) = fact.metric();
+            let labels = ["server_address", "server_port", "cluster"];
+            IntGaugeVec::new(Opts::new(name, help), &labels)
+                .map(|vec| Family::new(vec, max_series, refused.clone()))
+        };
+        let [
+            health,
+            nodes,
+            active_shards,
+            unassigned_shards,
+            pending_tasks,
+        ] = ClusterFact::ALL.map(gauge);
+        let bulk_items = IntCounterVec::new(
             Opts::new(
-                "elasticsearch_cluster_health",
-                "Health of a cluster as it last told a client: 0 red, 1 yellow, 2 green.",
+                "elasticsearch_bulk_items_total",
+                "Items of bulk requests by what they were to do and what became of them.",
             ),
-            &["server_address", "server_port", "cluster"],
+            &["service_name", "db_collection_name", "action", "outcome"],
         )?;
         Ok(Self {
             duration: histogram(
@@ -63,7 +144,14 @@ impl DatabaseFamilies {
                 "Duration on the wire minus what the server says that the call took.",
                 &by_operation,
             )?,
-            cluster_health: Family::new(cluster_health, max_series, refused.clone()),
+            bulk_items: Family::new(bulk_items, max_series, refused.clone()),
+            cluster: [
+                health?,
+                nodes?,
+                active_shards?,
+                unassigned_shards?,
+                pending_tasks?,
+            ],
         })
     }
 
@@ -72,28 +160,32 @@ impl DatabaseFamilies {
         [&self.duration, &self.took, &self.overhead]
     }
 
-    /// The one gauge, likewise.
-    pub(super) fn cluster_health(&self) -> &Family<IntGaugeVec> {
-        &self.cluster_health
+    /// The one counter, likewise.
+    pub(super) fn bulk_items(&self) -> &Family<IntCounterVec> {
+        &self.bulk_items
+    }
+
+    /// Every gauge, likewise.
+    pub(super) fn cluster(&self) -> &[Family<IntGaugeVec>] {
+        &self.cluster
     }
 
     /// Takes in the answer to `_cluster/health`, where the call was one.
-    pub(super) fn set_cluster_health(&self, call: &ElasticsearchCall, server: Server<'_>) {
-        let Some(health) = call.cluster_health else {
+    pub(super) fn set_cluster(&self, call: &ElasticsearchCall, server: Server<'_>) {
+        let Some(report) = &call.cluster else {
             return;
         };
-        let value = match health {
-            ClusterHealth::Red => 0,
-            ClusterHealth::Yellow => 1,
-            ClusterHealth::Green => 2,
-        };
-        let cluster = call.cluster_name.as_deref().unwrap_or("");
-        let (gauge, within) =
-            self.cluster_health
-                .series(&[server.0, &port_label(server.1), cluster]);
-        // Many clusters have no common health: the overflow series stays absent.
-        if within {
-            gauge.set(value);
+        let cluster = report.name.as_deref().unwrap_or("");
+        let labels = [server.0, &port_label(server.1), cluster];
+        for (fact, family) in ClusterFact::ALL.into_iter().zip(&self.cluster) {
+            let Some(value) = fact.of(report) else {
+                continue;
+            };
+            let (gauge, within) = family.series(&labels);
+            // Many clusters have no common health: the overflow series stays absent.
+            if within {
+                gauge.set(value);
+            }
         }
     }
 }
@@ -108,6 +200,7 @@ pub(super) struct DatabaseKey {
     collection: Box<str>,
     status: Option<u16>,
     error: ErrorType,
+    exception: Option<Box<str>>,
     server: (Box<str>, Option<u16>),
 }
 
@@ -120,6 +213,7 @@ pub(super) struct DatabaseKeyRef<'a> {
     collection: &'a str,
     status: Option<u16>,
     error: ErrorType,
+    exception: Option<&'a str>,
     server: Server<'a>,
 }
 
@@ -137,7 +231,17 @@ impl<'a> DatabaseKeyRef<'a> {
             collection: &call.collection,
             status: exchange.status,
             error: ErrorType::of(exchange),
+            exception: call.error_type.as_deref(),
             server,
+        }
+    }
+
+    /// `error_type`: what happened on the connection, else what the cluster calls it, else a 5xx
+    /// status.
+    fn error<'s>(&'s self, status: &'s str) -> &'s str {
+        match (self.error, self.exception) {
+            (ErrorType::None | ErrorType::Status, Some(exception)) => exception,
+            (error, _) => error.as_label(status),
         }
     }
 
@@ -155,6 +259,7 @@ impl Equivalent<DatabaseKey> for DatabaseKeyRef<'_> {
             && *self.collection == *key.collection
             && self.status == key.status
             && self.error == key.error
+            && self.exception == key.exception.as_deref()
             && self.server == (&*key.server.0, key.server.1)
     }
 }
@@ -168,6 +273,7 @@ impl From<&DatabaseKeyRef<'_>> for DatabaseKey {
             collection: key.collection.into(),
             status: key.status,
             error: key.error,
+            exception: key.exception.map(Into::into),
             server: (key.server.0.into(), key.server.1),
         }
     }
@@ -179,6 +285,7 @@ pub(super) struct DatabaseSeries {
     duration: Option<LocalHistogram>,
     took: Option<LocalHistogram>,
     overhead: Option<LocalHistogram>,
+    bulk_items: HashMap<(BulkAction, BulkOutcome), IntCounter>,
 }
 
 impl DatabaseSeries {
@@ -208,11 +315,14 @@ impl DatabaseSeries {
                 key.operation(),
                 key.collection,
                 &status,
-                key.error.as_label(&status),
+                key.error(&status),
                 key.server.0,
                 &port_label(key.server.1),
             ])
         });
+        for items in &call.bulk_items {
+            within &= self.count_items(families, key, items);
+        }
         let Some(took_ms) = call.took_ms else {
             return within;
         };
@@ -227,5 +337,26 @@ impl DatabaseSeries {
             & record(&mut self.overhead, overhead_seconds, || {
                 families.overhead.series(&labels)
             })
+    }
+
+    fn count_items(
+        &mut self,
+        families: &DatabaseFamilies,
+        key: &DatabaseKeyRef<'_>,
+        items: &BulkItems,
+    ) -> bool {
+        let kind = (items.action, items.outcome);
+        if let Some(counter) = self.bulk_items.get(&kind) {
+            counter.inc_by(items.count);
+            return true;
+        }
+        let (action, outcome) = (items.action.as_str(), items.outcome.as_str());
+        let labels = [&**key.service, key.collection, action, outcome];
+        let (counter, within) = families.bulk_items.series(&labels);
+        counter.inc_by(items.count);
+        if within {
+            self.bulk_items.insert(kind, counter);
+        }
+        within
     }
 }

@@ -1,8 +1,8 @@
 //! Observations as Prometheus metrics, named and labelled as OpenTelemetry's semantic conventions
 //! have them.
 //!
-//! `http_server_queue_time_seconds` and `elasticsearch_bulk_items_total` are not registered: an
-//! exchange carries neither the arrival of its bytes nor the outcomes of its bulk items yet.
+//! `http_server_queue_time_seconds` is not registered: an exchange does not carry the arrival of its
+//! bytes yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +36,9 @@ const MAX_CACHED_SERIES: usize = 20_000;
 
 /// How long a series stays without a value.
 const IDLE_AFTER: Duration = Duration::from_secs(3_600);
+
+/// How long what a cluster said of itself is taken for true.
+const CLUSTER_STALE_AFTER: Duration = Duration::from_secs(300);
 
 /// How often idle series are looked for, at most.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
@@ -143,7 +146,7 @@ impl Sink for PrometheusWorker {
         with_series(&mut table.database, &key, |series| {
             series.observe(database, &key, call, exchange)
         });
-        database.set_cluster_health(call, server);
+        database.set_cluster(call, server);
     }
 }
 
@@ -252,15 +255,24 @@ impl Families {
     }
 
     fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
-        let gauge = self.database.cluster_health().collector();
-        self.histograms().map(Family::collector).chain([gauge])
+        let gauges = self.database.cluster().iter().map(Family::collector);
+        let counter = self.database.bulk_items().collector();
+        let histograms = self.histograms().map(Family::collector);
+        histograms.chain(gauges).chain([counter])
     }
 
     fn forget_idle(&self, before: Instant, now: Instant) -> usize {
         let histograms = self
             .histograms()
             .map(|family| family.forget_idle(before, now));
-        histograms.sum::<usize>() + self.database.cluster_health().forget_idle(before, now)
+        let forgot =
+            histograms.sum::<usize>() + self.database.bulk_items().forget_idle(before, now);
+        let before = now.checked_sub(CLUSTER_STALE_AFTER).unwrap_or(before);
+        for family in self.database.cluster() {
+            // No worker keeps a handle on these.
+            family.forget_idle(before, now);
+        }
+        forgot
     }
 }
 

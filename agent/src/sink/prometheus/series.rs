@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// Every label of a series that stands for those beyond the bound.
 const OVERFLOW: &str = "_overflow";
@@ -63,6 +63,22 @@ impl Labelled for IntGaugeVec {
     /// A gauge that is set to what it was does not show it; its look-up does.
     fn changes(_series: &IntGauge) -> u64 {
         0
+    }
+}
+
+impl Labelled for IntCounterVec {
+    type Series = IntCounter;
+
+    fn labelled(&self, values: &[&str]) -> IntCounter {
+        self.with_label_values(values)
+    }
+
+    fn forget(&self, values: &[&str]) {
+        let _ = self.remove_label_values(values);
+    }
+
+    fn changes(series: &IntCounter) -> u64 {
+        series.get()
     }
 }
 

@@ -2,7 +2,10 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use prometheus::TextEncoder;
-use protocol::observation::{ClusterHealth, ElasticsearchCall, Outcome, SearchProduct};
+use protocol::observation::{
+    BulkAction, BulkItems, BulkOutcome, ClusterHealth, ClusterReport, ElasticsearchCall, Outcome,
+    SearchProduct,
+};
 
 use super::*;
 use crate::observation::{Endpoint, Observation};
@@ -84,8 +87,31 @@ fn every_kind() -> Vec<Observation> {
     call.operation = Some("cluster.health");
     call.collection = "".into();
     call.took_ms = None;
-    call.cluster_health = Some(ClusterHealth::Yellow);
-    call.cluster_name = Some("main".into());
+    call.cluster = Some(Box::new(ClusterReport {
+        name: Some("main".into()),
+        health: Some(ClusterHealth::Yellow),
+        nodes: Some(3),
+        ..ClusterReport::default()
+    }));
+
+    let mut bulk = search("shop");
+    let call = bulk.exchange.elasticsearch.as_mut().unwrap();
+    call.operation = Some("bulk");
+    let items = |action, outcome, count| BulkItems {
+        action,
+        outcome,
+        count,
+    };
+    call.bulk_items = vec![
+        items(BulkAction::Index, BulkOutcome::Succeeded, 7),
+        items(BulkAction::Create, BulkOutcome::Conflict, 2),
+    ];
+
+    let mut missing = search("shop");
+    missing.exchange.status = Some(404);
+    let call = missing.exchange.elasticsearch.as_mut().unwrap();
+    call.took_ms = None;
+    call.error_type = Some("index_not_found_exception".into());
 
     vec![
         answered,
@@ -95,6 +121,9 @@ fn every_kind() -> Vec<Observation> {
         nameless,
         search("shop"),
         health,
+        bulk.clone(),
+        bulk,
+        missing,
     ]
 }
 
@@ -182,6 +211,7 @@ fn variants_of_a_call() -> Vec<Observation> {
         vary(|it| call(it).operation = None),
         vary(|it| call(it).collection = "other".into()),
         vary(|it| call(it).product = SearchProduct::OpenSearch),
+        vary(|it| call(it).error_type = Some("circuit_breaking_exception".into())),
     ]
 }
 
@@ -213,8 +243,8 @@ fn borrowed_keys_are_equal_where_owned_ones_are() {
             equal[1] += usize::from(key.equivalent(&other_key));
         }
     }
-    // Three variants are the same request, and two others the same call.
-    assert_eq!(equal, [8 + 4 * 4, 9 + 3 * 3]);
+    // Four variants are the same request, and two others the same call.
+    assert_eq!(equal, [8 + 5 * 5, 10 + 3 * 3]);
 }
 
 fn database_key<'a>(it: &'a Observation, server: semantics::Server<'a>) -> DatabaseKeyRef<'a> {
@@ -232,15 +262,15 @@ fn what_differs_in_a_label_is_another_series_in_the_cache_too() {
             worker.observe(variant);
         }
     }
-    // Three variants are the same request; route and method are no labels of a call.
+    // Four variants are the same request; route and method are no labels of a call.
     for (metric, expected) in [
         (
             "http_client_request_duration_seconds_count",
-            vec![2, 2, 2, 2, 2, 2, 2, 2, 8],
+            vec![2, 2, 2, 2, 2, 2, 2, 2, 10],
         ),
         (
             "db_client_operation_duration_seconds_count",
-            vec![2, 2, 2, 2, 2, 2, 2, 2, 2, 6],
+            vec![2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 6],
         ),
     ] {
         let text = setup.text();

@@ -1,0 +1,121 @@
+//! What was learned about sampled processes, while they were there to be asked.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebpf_common::sample::SampleKey;
+use profile::{Counted, Thread};
+
+use super::target::Identity;
+use super::unwind::Unwinder;
+use crate::process::{Process, ProcessTable};
+use crate::symbolize::{ImageKey, Images, Request};
+
+/// Most process images that are kept in mind.
+const MAX_IDENTITIES: usize = 8192;
+
+/// How long a profile waits for the unwind rows of the process that it is of.
+const PREPARATION: Duration = Duration::from_millis(300);
+
+/// Service name of the kernel's own threads.
+const KERNEL: &str = "kernel";
+
+/// See the module.
+pub(super) struct Known {
+    processes: Arc<ProcessTable>,
+    images: Images,
+    identities: HashMap<ImageKey, Identity>,
+    unwinder: Unwinder,
+}
+
+impl Known {
+    /// Nothing yet.
+    pub(super) fn new(processes: Arc<ProcessTable>, unwinder: Unwinder) -> Self {
+        Self {
+            processes,
+            images: Images::new("/proc"),
+            identities: HashMap::new(),
+            unwinder,
+        }
+    }
+
+    /// Has the unwind rows of a process loaded before it is sampled.
+    pub(super) fn prepare(&self, pid: u32) {
+        self.unwinder.prepare(pid, PREPARATION);
+    }
+
+    /// Learns what has to be known of a sampled process before it ends.
+    pub(super) fn observe(&mut self, key: &SampleKey, user: &[u64]) {
+        let image = ImageKey {
+            pid: key.pid,
+            image: key.image,
+        };
+        self.unwinder.observe(key);
+        self.images.observe(image, key.tid, user);
+        if self.identities.len() < MAX_IDENTITIES {
+            let identity = || {
+                // The kernel's own threads have no memory of their own, and no executable.
+                let process = if key.image == 0 && user.is_empty() {
+                    Arc::new(Process::unknown(key.pid, KERNEL))
+                } else {
+                    self.processes.lookup(key.pid)
+                };
+                Identity::read(process, Path::new("/proc"))
+            };
+            self.identities.entry(image).or_insert_with(identity);
+        }
+    }
+
+    /// Who a sampled thread belongs to.
+    pub(super) fn identity(&self, thread: &Thread) -> Option<&Identity> {
+        self.identities.get(&ImageKey::of(thread))
+    }
+
+    /// Asks anew which cgroups the processes are in: they can be moved at any time.
+    pub(super) fn refresh_cgroups(&mut self) {
+        for identity in self.identities.values_mut() {
+            identity.refresh_cgroups(Path::new("/proc"));
+        }
+    }
+
+    /// Names of the sampled services.
+    pub(super) fn services(&self) -> impl Iterator<Item = &str> {
+        self.identities
+            .values()
+            .map(|identity| &*identity.process.service)
+    }
+
+    /// The stacks with what is needed to resolve them.
+    pub(super) fn request(&self, counted: Vec<Counted>) -> Request {
+        let keys: HashSet<_> = counted
+            .iter()
+            .map(|counted| ImageKey::of(&counted.thread))
+            .collect();
+        let services = keys.iter().filter_map(|key| {
+            let identity = self.identities.get(key)?;
+            Some((*key, Arc::clone(&identity.process.service)))
+        });
+        let images = keys
+            .iter()
+            .filter_map(|key| Some((*key, self.images.get(*key)?.clone())));
+        Request {
+            images: images.collect(),
+            services: services.collect(),
+            counted,
+        }
+    }
+
+    /// Forgets the processes that nobody has samples of any more.
+    pub(super) fn retain(&mut self, keys: &HashSet<ImageKey>) {
+        self.images.retain(keys);
+        self.identities.retain(|key, _| keys.contains(key));
+    }
+
+    /// Forgets everything and closes the files.
+    pub(super) fn clear(&mut self) {
+        self.images.clear();
+        self.identities.clear();
+    }
+}
