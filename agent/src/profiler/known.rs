@@ -3,16 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ebpf_common::sample::SampleKey;
 use profile::{Counted, Thread};
 
 use super::target::Identity;
+use super::unwind::Unwinder;
 use crate::process::{Process, ProcessTable};
 use crate::symbolize::{ImageKey, Images, Request};
 
 /// Most process images that are kept in mind.
 const MAX_IDENTITIES: usize = 8192;
+
+/// How long a profile waits for the unwind rows of the process that it is of.
+const PREPARATION: Duration = Duration::from_millis(300);
 
 /// Service name of the kernel's own threads.
 const KERNEL: &str = "kernel";
@@ -24,17 +29,24 @@ pub(super) struct Known {
     identities: HashMap<ImageKey, Identity>,
     /// Met since something was forgotten last: their samples may still be in the kernel's map.
     young: HashSet<ImageKey>,
+    unwinder: Unwinder,
 }
 
 impl Known {
     /// Nothing yet.
-    pub(super) fn new(processes: Arc<ProcessTable>) -> Self {
+    pub(super) fn new(processes: Arc<ProcessTable>, unwinder: Unwinder) -> Self {
         Self {
             processes,
             images: Images::new("/proc"),
             identities: HashMap::new(),
             young: HashSet::new(),
+            unwinder,
         }
+    }
+
+    /// Has the unwind rows of a process loaded before it is sampled.
+    pub(super) fn prepare(&self, pid: u32) {
+        self.unwinder.prepare(pid, PREPARATION);
     }
 
     /// Learns what has to be known of a sampled process before it ends.
@@ -43,6 +55,7 @@ impl Known {
             pid: key.pid,
             image: key.image,
         };
+        self.unwinder.observe(key);
         self.images.observe(image, key.tid, user);
         if self.identities.len() < MAX_IDENTITIES {
             let identity = || {
@@ -122,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_process_is_forgotten_when_nobody_has_samples_of_it() {
-        let mut known = Known::new(Arc::new(ProcessTable::default()));
+        let mut known = Known::new(Arc::new(ProcessTable::default()), Unwinder::idle());
         let key = |image| SampleKey {
             stack_hash: [0; 2],
             image,

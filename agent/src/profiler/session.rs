@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_common::sample::{SampleKey, stack_flags};
-use profile::{StackTrace, Store, Thread};
+use profile::{StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
 use super::ProfileError;
@@ -137,11 +137,13 @@ pub(super) fn thread(key: &SampleKey) -> Thread {
 
 /// Its stack.
 pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
-    let cut = stack_flags::KERNEL_TRUNCATED | stack_flags::USER_TRUNCATED;
+    let flags = sample.key.flags;
     StackTrace {
         kernel: sample.kernel.into(),
         user: sample.user.into(),
-        truncated: sample.key.flags & cut != 0,
+        truncated: flags & stack_flags::KERNEL_TRUNCATED != 0,
+        end: StackEnd::of_flags(flags),
+        by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
     }
 }
 
@@ -152,6 +154,7 @@ mod tests {
     use super::*;
     use crate::process::ProcessTable;
     use crate::profiler::target::Target;
+    use crate::profiler::unwind::Unwinder;
 
     type Receiver = oneshot::Receiver<Result<Collected, ProfileError>>;
 
@@ -163,7 +166,7 @@ mod tests {
     }
 
     fn known() -> Known {
-        Known::new(Arc::new(ProcessTable::default()))
+        Known::new(Arc::new(ProcessTable::default()), Unwinder::idle())
     }
 
     fn add(session: &mut Session, pid: u32, count: u64, clock_hz: u32) {
@@ -173,7 +176,7 @@ mod tests {
             pid,
             tid: pid,
             epoch: 1,
-            flags: stack_flags::USER_TRUNCATED,
+            flags: stack_flags::KERNEL_TRUNCATED,
             comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
         };
         let sample = RawSample {

@@ -14,6 +14,7 @@ use super::known::Known;
 use super::recorder::{Continuous, Recorder};
 use super::session::{Answer, Collected, Session};
 use super::target::{Selector, Target};
+use super::unwind::Unwinder;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
@@ -84,6 +85,7 @@ impl Worker {
     /// Nothing is sampled yet.
     pub(super) fn new(
         sampler: Sampler,
+        unwinder: Unwinder,
         processes: Arc<ProcessTable>,
         continuous: Option<Continuous>,
     ) -> Self {
@@ -91,7 +93,7 @@ impl Worker {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             sampler,
-            known: Known::new(processes),
+            known: Known::new(processes, unwinder),
             sessions: Vec::new(),
             recorder: continuous.map(Recorder::new),
             running: None,
@@ -163,6 +165,9 @@ impl Worker {
         }
         if matches!(session.selector().target, Target::Cgroup(_)) {
             self.known.refresh_cgroups();
+        }
+        if let Target::Pid(pid) = session.selector().target {
+            self.known.prepare(pid);
         }
         let begun = self
             .turn(Some(&session))

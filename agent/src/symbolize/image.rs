@@ -261,20 +261,16 @@ fn is_unnamed(path: &str) -> bool {
         .any(|name| path.starts_with(name))
 }
 
-/// Opens the file of a region, or finds the one that is open already.
-fn open(
-    region: &mut Region,
-    proc_root: &Path,
-    pid: u32,
-    files: &mut HashMap<FileIdentity, Arc<Executable>>,
-) {
+/// Opens the file behind a range that a process has mapped; `None` where that cannot be done.
+#[must_use]
+pub fn open_mapped(proc_root: &Path, pid: u32, entry: &MapsEntry) -> Option<Executable> {
     let MapsEntry {
         start,
         end,
         inode,
         path,
         ..
-    } = &region.entry;
+    } = entry;
     // `map_files` leads to the very file, even where it was deleted or lies in another mount
     // namespace, but asks for CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN). `exe` is one file alone.
     let paths = [
@@ -282,13 +278,22 @@ fn open(
         format!("root{path}"),
         "exe".to_owned(),
     ];
-    let opened = paths.iter().find_map(|file| {
+    paths.iter().find_map(|file| {
         let executable =
             Executable::open(&proc_root.join(pid.to_string()).join(file), path).ok()?;
         // Another file may have taken the path.
         (executable.inode() == *inode).then_some(executable)
-    });
-    let Some(executable) = opened else {
+    })
+}
+
+/// Opens the file of a region, or finds the one that is open already.
+fn open(
+    region: &mut Region,
+    proc_root: &Path,
+    pid: u32,
+    files: &mut HashMap<FileIdentity, Arc<Executable>>,
+) {
+    let Some(executable) = open_mapped(proc_root, pid, &region.entry) else {
         region.unreadable = true;
         return;
     };
