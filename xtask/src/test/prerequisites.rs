@@ -32,6 +32,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("gcc", "gcc", PROFILE),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
+    program("gcc", "gcc", UNWIND),
+    program("g++", "g++", UNWIND),
+    program("clang", "clang", UNWIND),
+    program("musl-gcc", "musl-tools", UNWIND),
+    program("strip", "binutils", UNWIND),
+    program("go", "golang-go", UNWIND),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
@@ -63,6 +69,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "failures",
     "monitoring",
     "elasticsearch",
+    "elasticsearch_services",
 ];
 const PYTHON: &[&str] = &[
     "workloads",
@@ -74,6 +81,7 @@ const PYTHON: &[&str] = &[
     "failures",
     "monitoring",
     "elasticsearch",
+    "elasticsearch_services",
     "deploy",
     "profile_push",
 ];
@@ -81,8 +89,9 @@ const PYTHON: &[&str] = &[
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
-const SEARCH: &[&str] = &["elasticsearch"];
+const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
+const UNWIND: &[&str] = &["unwind"];
 
 const fn program(
     name: &'static str,
