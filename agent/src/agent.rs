@@ -106,7 +106,6 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // The kernel side: loaded now, attached once its rings are drained.
     start::mount_filesystems();
     let mut loaded = load(&start::load_options(&config))?;
-    let statistics = start::enable_program_statistics(&config);
     start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
@@ -178,8 +177,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     drop(btf);
     release_memory();
     let programs = Programs::new(ebpf);
-    let statistics_reader = programs.run_statistics();
-    metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
+    let statistics = programs.run_statistics(config.metrics.program_statistics);
+    let measuring = tokio::spawn(statistics.clone().run());
+    metrics.watch_programs(Box::new(move || statistics.read()))?;
     health.set_ready(true);
     tracing::info!(
         listen = %config.listen,
@@ -222,8 +222,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         task.abort();
     }
     kernel_log.abort();
+    measuring.abort();
     drop(programs);
-    drop(statistics);
     shared.stop.store(true, Ordering::Release);
     join(workers).await;
     if let Some(otlp) = otlp {

@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::config::Tap;
 use crate::probes::attach::{self, ProbeReport};
 use crate::probes::load::{LoadOptions, Loaded, TapVariant, load};
-use crate::probes::{btf, mounts, sampler};
+use crate::probes::sampler::{self, Variant};
+use crate::probes::{btf, mounts};
 
 /// How a line of the table ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +144,21 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
         }
     }
     match sampler::Sampler::new(&mut loaded.ebpf) {
-        Ok(_) => report.add("program sample", Verdict::Ok, "CPU profiles"),
+        Ok(sampler) => {
+            let Variant {
+                user_frames,
+                verified_steps,
+            } = sampler.variant();
+            let mut detail = format!("CPU profiles, up to {user_frames} frames of a process");
+            for steps in verified_steps.iter().flatten() {
+                detail.push_str(&format!(", {steps} steps verified"));
+            }
+            let verdict = match verified_steps.len() {
+                1 => Verdict::Ok,
+                _ => Verdict::Fallback,
+            };
+            report.add("program sample", verdict, detail);
+        }
         Err(error) => {
             report.add(
                 "program sample",

@@ -14,6 +14,7 @@ mod sample;
 mod segment;
 mod tap;
 mod tcp;
+mod unwind;
 mod walk;
 
 /// The helpers that read kernel memory are for GPL-compatible programs alone.

@@ -6,11 +6,11 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_USER_STACK, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    bindings::BPF_NOEXIST,
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_stack,
-        bpf_probe_read_kernel, bpf_ringbuf_output,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_get_current_task_btf, bpf_get_stack, bpf_loop, bpf_ringbuf_output, bpf_task_pt_regs,
     },
     macros::{btf_map, perf_event},
     programs::PerfEventContext,
@@ -18,22 +18,36 @@ use aya_ebpf::{
 use ebpf_common::{
     config::MISSING,
     loss::LossReason,
-    sample::{MAX_STACK_FRAMES, SampleKey, SamplerState, StackHeader, stack_flags},
+    sample::{
+        MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader, stack_flags,
+    },
 };
 
-use crate::maps::{config, count_loss};
+use crate::{
+    kernel::read,
+    maps::{config, count_loss},
+    unwind::{self, Addresses, Walk},
+};
 
-/// Bytes of one part of a stack.
-const PART_BYTES: usize = MAX_STACK_FRAMES * size_of::<u64>();
+/// Bytes of the kernel's part of a stack.
+const KERNEL_BYTES: usize = MAX_KERNEL_FRAMES * size_of::<u64>();
 
 /// No wakeup: the agent reads the ring when it reads the counts.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
-/// A stack record under construction: 2 KiB, too large for the 512 bytes of stack.
+/// `THREAD_SIZE` of x86-64 (without KASAN), and `sizeof(struct pt_regs)`, which ends there.
+const KERNEL_STACK_BYTES: u64 = 16 * 1024;
+const PT_REGS_BYTES: u64 = 168;
+
+/// Frames that one of the chained programs walks: with 33 of them, 528.
+const FRAMES_A_TAIL: u32 = 16;
+
+/// A stack record under construction: 9 KiB, too large for the 512 bytes of stack.
 #[repr(C)]
 pub struct StackScratch {
     header: StackHeader,
-    addresses: [u64; 2 * MAX_STACK_FRAMES],
+    addresses: Addresses,
+    walk: Walk,
 }
 
 /// Samples by key. Two epochs of half a second are in it at a time: room for 32 CPUs at 997 Hz
@@ -41,8 +55,8 @@ pub struct StackScratch {
 #[btf_map]
 static SAMPLE_COUNTS: HashMap<SampleKey, u64, 16384> = HashMap::new();
 
-/// Each stack once an epoch. Read every 100 ms: room for 10,000 samples a second that are all
-/// different and of the greatest depth.
+/// Each stack once an epoch. Read every 100 ms: room for 2,000 samples a second that are all
+/// different and of the greatest depth, 30,000 of those of usual depth.
 #[btf_map]
 static SAMPLE_RING: RingBuf<[u8; 0], { 2 * 1024 * 1024 }> = RingBuf::new();
 
@@ -58,81 +72,161 @@ static SAMPLER: Array<SamplerState, 1> = Array::new();
 #[btf_map]
 static STACK_SCRATCH: PerCpuArray<StackScratch, 1> = PerCpuArray::new();
 
-/// Fires on each tick of the sampling clock of one CPU.
+/// The chained programs: one, which calls itself.
+#[btf_map]
+static SAMPLE_TAIL: ProgramArray<1> = ProgramArray::new();
+
+/// Fires on each tick of the sampling clock of one CPU. Walks by `bpf_loop` (5.17+).
 #[perf_event]
 pub fn sample(ctx: PerfEventContext) -> u32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let pid = (pid_tgid >> 32) as u32;
-    // Idle: no process has the CPU.
-    if pid == 0 {
-        return 0;
-    }
-    let Some(state) = SAMPLER.get(0) else {
+    // SAFETY: no arguments; and since 5.15 each task's registers can be asked for.
+    let pt_regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+    let Some(scratch) = begin(&ctx, pt_regs) else {
         return 0;
     };
-    // SAFETY: only the presence of the key is looked at.
-    if state.every_process == 0 && unsafe { SAMPLE_TARGETS.get(pid) }.is_none() {
-        return 0;
+    if scratch.walk.has_begun() {
+        // SAFETY: the callback has the signature that the helper wants, and keeps no pointer.
+        unsafe {
+            bpf_loop(
+                MAX_USER_FRAMES as u32 + 1,
+                walk_one as *mut core::ffi::c_void,
+                core::ptr::null_mut(),
+                0,
+            );
+        }
     }
+    finish(scratch);
+    0
+}
+
+/// One frame of the stack in the scratch; 1 ends the loop.
+#[inline(never)]
+extern "C" fn walk_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    i64::from(!scratch.walk.step(&mut scratch.addresses))
+}
+
+/// The same on older kernels: 16 frames a program, chained by tail calls.
+#[perf_event]
+pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
+    let stack = config().offsets.task_stack;
+    let pt_regs = if stack == MISSING {
+        0
+    } else {
+        // SAFETY: no arguments.
+        let task = unsafe { bpf_get_current_task() };
+        read::<u64>(task, stack) + KERNEL_STACK_BYTES - PT_REGS_BYTES
+    };
+    let Some(scratch) = begin(&ctx, pt_regs) else {
+        return 0;
+    };
+    if scratch.walk.has_begun() {
+        // SAFETY: nothing is held that would have to be dropped.
+        unsafe { SAMPLE_TAIL.tail_call(&ctx, 0) };
+    }
+    finish(scratch);
+    0
+}
+
+/// See [`sample_before_loop`].
+#[perf_event]
+pub fn sample_tail(ctx: PerfEventContext) -> u32 {
     let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
     // SAFETY: this CPU's scratch, and the program does not interrupt itself.
     let scratch = unsafe { &mut *scratch };
-    capture(&ctx, scratch, pid, pid_tgid as u32, state.epoch);
-    count(scratch);
+    let mut index = 0;
+    let mut is_at_end = false;
+    while index < FRAMES_A_TAIL {
+        if !scratch.walk.step(&mut scratch.addresses) {
+            is_at_end = true;
+            break;
+        }
+        index += 1;
+    }
+    if !is_at_end {
+        // SAFETY: nothing is held that would have to be dropped.
+        unsafe { SAMPLE_TAIL.tail_call(&ctx, 0) };
+        // 33 calls are as many as there may be.
+        scratch.walk.end_at_depth();
+    }
+    finish(scratch);
     0
 }
 
-/// Fills the scratch: stack, then key.
+/// Fills in all but the user's part of the stack; `None` where nothing is to be sampled.
 #[inline(always)]
-fn capture(ctx: &PerfEventContext, scratch: &mut StackScratch, pid: u32, tid: u32, epoch: u32) {
+fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScratch> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let pid = (pid_tgid >> 32) as u32;
+    // Idle: no process has the CPU.
+    if pid == 0 {
+        return None;
+    }
+    let state = SAMPLER.get(0)?;
+    // SAFETY: only the presence of the key is looked at.
+    if state.every_process == 0 && unsafe { SAMPLE_TARGETS.get(pid) }.is_none() {
+        return None;
+    }
+    let scratch = STACK_SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
     let mut flags = 0;
     let addresses = scratch.addresses.as_mut_ptr();
-    // SAFETY: the helper writes at most `PART_BYTES`, and the array holds two parts.
-    let got = unsafe { bpf_get_stack(ctx.as_ptr(), addresses.cast(), PART_BYTES as u32, 0) };
+    // SAFETY: the helper writes at most `KERNEL_BYTES`, and the array is longer.
+    let got = unsafe { bpf_get_stack(ctx.as_ptr(), addresses.cast(), KERNEL_BYTES as u32, 0) };
     let kernel_bytes = if got < 0 {
         flags |= stack_flags::KERNEL_FAILED;
         0
     } else {
-        (got as usize).min(PART_BYTES)
+        (got as usize).min(KERNEL_BYTES)
     };
-    if kernel_bytes == PART_BYTES {
+    if kernel_bytes == KERNEL_BYTES {
         flags |= stack_flags::KERNEL_TRUNCATED;
     }
-    // SAFETY: `kernel_bytes` is at most one part, so a whole part is left behind it.
-    let got = unsafe {
-        bpf_get_stack(
-            ctx.as_ptr(),
-            addresses.cast::<u8>().add(kernel_bytes).cast(),
-            PART_BYTES as u32,
-            u64::from(BPF_F_USER_STACK),
-        )
-    };
-    let user_bytes = if got < 0 {
-        flags |= stack_flags::USER_FAILED;
-        0
-    } else {
-        (got as usize).min(PART_BYTES)
-    };
-    if user_bytes == PART_BYTES {
-        flags |= stack_flags::USER_TRUNCATED;
-    }
     let kernel_frames = (kernel_bytes / size_of::<u64>()) as u32;
-    let user_frames = (user_bytes / size_of::<u64>()) as u32;
-    scratch.header = StackHeader {
-        key: SampleKey {
-            stack_hash: hash(&scratch.addresses, kernel_frames, user_frames),
-            image: image(),
-            pid,
-            tid,
-            epoch,
-            flags,
-            comm: bpf_get_current_comm().unwrap_or_default(),
-        },
-        kernel_frames,
-        user_frames,
+    let mut lanes = unwind::seed(kernel_frames);
+    let mut index = 0;
+    while index < MAX_KERNEL_FRAMES {
+        if index as u32 >= kernel_frames {
+            break;
+        }
+        unwind::mix(&mut lanes, scratch.addresses[index]);
+        index += 1;
+    }
+    let image = image();
+    scratch.header.key = SampleKey {
+        stack_hash: [0; 2],
+        image,
+        pid,
+        tid: pid_tgid as u32,
+        epoch: state.epoch,
+        flags: 0,
+        comm: bpf_get_current_comm().unwrap_or_default(),
     };
+    scratch.walk.lanes = lanes;
+    scratch.walk.kernel_frames = kernel_frames;
+    scratch.walk.flags = flags;
+    scratch.walk.begin(pt_regs, pid, image);
+    Some(scratch)
+}
+
+/// Completes the record and counts it.
+#[inline(always)]
+fn finish(scratch: &mut StackScratch) {
+    let walk = &mut scratch.walk;
+    walk.finish();
+    let frames = walk.kernel_frames + walk.user_frames;
+    scratch.header.kernel_frames = walk.kernel_frames;
+    scratch.header.user_frames = walk.user_frames;
+    scratch.header.key.flags = walk.flags;
+    scratch.header.key.stack_hash = unwind::hash(walk.lanes, frames);
+    count(scratch);
 }
 
 /// Counts the stack in the scratch, and sends it when this epoch has not seen it.
@@ -143,7 +237,8 @@ fn count(scratch: &StackScratch) {
         return;
     }
     let frames = (scratch.header.kernel_frames + scratch.header.user_frames) as usize;
-    let len = size_of::<StackHeader>() + frames.min(2 * MAX_STACK_FRAMES) * size_of::<u64>();
+    let len = size_of::<StackHeader>()
+        + frames.min(MAX_KERNEL_FRAMES + MAX_USER_FRAMES) * size_of::<u64>();
     // The stack goes first: a count whose stack is unknown could not be reported.
     // SAFETY: `len` bytes of the scratch.
     let sent = unsafe {
@@ -185,55 +280,11 @@ fn increment(key: &SampleKey) -> bool {
 #[inline(always)]
 fn image() -> u64 {
     let offsets = &config().offsets;
-    if offsets.task_mm == MISSING || offsets.mm_arg_start == MISSING {
-        return 0;
-    }
-    // SAFETY: the helper has no arguments.
+    // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
-    let mm = read(task + u64::from(offsets.task_mm));
+    let mm: u64 = read(task, offsets.task_mm);
     if mm == 0 {
         return 0;
     }
-    read(mm + u64::from(offsets.mm_arg_start))
-}
-
-/// Reads a word of kernel memory; zero where that fails.
-#[inline(always)]
-fn read(address: u64) -> u64 {
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or_default()
-}
-
-/// Two independent lanes of multiply and rotate (the constants are from xxHash64). The key holds
-/// the thread as well, so a program that crafted a collision would deceive its own profile alone.
-#[inline(always)]
-fn hash(addresses: &[u64; 2 * MAX_STACK_FRAMES], kernel_frames: u32, user_frames: u32) -> [u64; 2] {
-    const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;
-    const PRIME_2: u64 = 0xC2B2_AE3D_27D4_EB4F;
-    const PRIME_3: u64 = 0x1656_67B1_9E37_79F9;
-    let frames = kernel_frames + user_frames;
-    let mut lanes = [
-        PRIME_3 ^ u64::from(kernel_frames),
-        PRIME_1 ^ u64::from(user_frames),
-    ];
-    for (index, address) in addresses.iter().enumerate() {
-        if index as u32 >= frames {
-            break;
-        }
-        lanes[0] = (lanes[0] ^ address.wrapping_mul(PRIME_1))
-            .rotate_left(27)
-            .wrapping_mul(PRIME_2);
-        lanes[1] = (lanes[1] ^ address.wrapping_mul(PRIME_2))
-            .rotate_left(31)
-            .wrapping_mul(PRIME_1);
-    }
-    [finish(lanes[0]), finish(lanes[1])]
-}
-
-/// Spreads the last words' bits over the lane.
-#[inline(always)]
-fn finish(lane: u64) -> u64 {
-    let lane = (lane ^ (lane >> 33)).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
-    let lane = (lane ^ (lane >> 29)).wrapping_mul(0x1656_67B1_9E37_79F9);
-    lane ^ (lane >> 32)
+    read(mm, offsets.mm_arg_start)
 }

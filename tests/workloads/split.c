@@ -1,5 +1,5 @@
 /* A program whose CPU time is split 50/30/20 by construction: three functions, each at the bottom
- * of 25 nested calls of its own, busy-wait on the thread's CPU clock in turn. What one overshoots
+ * of 25 nested calls of its own (DEPTH), busy-wait on the thread's CPU clock in turn. What one overshoots
  * its time by, it waits less the next time, so that the split is exact however slow the clock is.
  * The turns' lengths are random, so that no sampling rate can keep step with them.
  *
@@ -10,6 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#ifndef DEPTH
+#define DEPTH 25
+#endif
 
 static long long thread_cpu_ns(void)
 {
@@ -79,9 +83,9 @@ int main(int argc, char **argv)
 		random ^= random << 17;
 		/* 1 to 3 ms a tenth. */
 		long long tenth_ns = 1000000 + (long long)(random % 2000000);
-		nest_fifty(24, 5 * tenth_ns);
-		nest_thirty(24, 3 * tenth_ns);
-		nest_twenty(24, 2 * tenth_ns);
+		nest_fifty(DEPTH - 1, 5 * tenth_ns);
+		nest_thirty(DEPTH - 1, 3 * tenth_ns);
+		nest_twenty(DEPTH - 1, 2 * tenth_ns);
 	}
 	return 0;
 }

@@ -9,7 +9,9 @@ mod mapping;
 mod profile;
 mod stack;
 mod store;
+pub mod unwind;
 
+pub use ebpf_common::unwind::StackEnd;
 pub use history::{History, Span};
 pub use mapping::{BuildId, Mapping};
 pub use profile::{Frame, FrameIndex, MappingIndex, Profile, Sample, SymbolizedFrame};

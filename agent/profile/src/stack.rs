@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ebpf_common::unwind::StackEnd;
+
 /// Whose stack it was.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Thread {
@@ -22,8 +24,12 @@ pub struct StackTrace {
     pub kernel: Box<[u64]>,
     /// The process's part, which called into the kernel's; empty for kernel threads.
     pub user: Box<[u64]>,
-    /// One of the parts has callers that were cut off.
+    /// The kernel's part has callers that were cut off.
     pub truncated: bool,
+    /// Why the process's part ends where it does.
+    pub end: StackEnd,
+    /// A caller in it was found by a frame pointer, which code may use for something else.
+    pub by_frame_pointer: bool,
 }
 
 /// How far a stack could be followed: the label `unwind`.
@@ -31,22 +37,34 @@ pub struct StackTrace {
 pub enum Unwind {
     /// To the thread's entry.
     Complete,
-    /// To a function that is not known as a thread's entry: code without frame pointers may have
-    /// ended the walk early.
+    /// By frame pointers, to a function that is not known as a thread's entry: code without them
+    /// may have ended the walk early.
     Unverified,
     /// As many frames as are captured; the outer callers are missing.
     Truncated,
     /// The process's part is missing.
     NoUserStack,
+    /// To a return address in no code that is known: a library that was mapped a moment ago.
+    NoCode,
+    /// To a part of the stack that was not in memory, or is none.
+    ReadFault,
+    /// To code whose unwind rule is not followed.
+    UnsupportedRule,
+    /// To a caller that would lie below its callee.
+    NoProgress,
 }
 
 impl Unwind {
     /// Every outcome.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 8] = [
         Self::Complete,
         Self::Unverified,
         Self::Truncated,
         Self::NoUserStack,
+        Self::NoCode,
+        Self::ReadFault,
+        Self::UnsupportedRule,
+        Self::NoProgress,
     ];
 
     /// Value of the label.
@@ -57,6 +75,10 @@ impl Unwind {
             Self::Unverified => "unverified",
             Self::Truncated => "truncated",
             Self::NoUserStack => "no_user_stack",
+            Self::NoCode => "no_code",
+            Self::ReadFault => "read_fault",
+            Self::UnsupportedRule => "unsupported_rule",
+            Self::NoProgress => "no_progress",
         }
     }
 }

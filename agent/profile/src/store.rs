@@ -123,7 +123,7 @@ mod tests {
         StackTrace {
             kernel: Box::default(),
             user: addresses.into(),
-            truncated: false,
+            ..StackTrace::default()
         }
     }
 

@@ -247,8 +247,8 @@ pub struct MetricsConfig {
     pub buckets: BTreeMap<String, Vec<f64>>,
     /// Label sets that a metric may have; what comes later is counted as a loss.
     pub max_series: usize,
-    /// The kernel measures each run of a kernel program.
-    pub program_statistics: bool,
+    /// When the kernel measures the runs of kernel programs.
+    pub program_statistics: ProgramStatistics,
 }
 
 impl Default for MetricsConfig {
@@ -256,9 +256,22 @@ impl Default for MetricsConfig {
         Self {
             buckets: BTreeMap::new(),
             max_series: 10_000,
-            program_statistics: true,
+            program_statistics: ProgramStatistics::default(),
         }
     }
+}
+
+/// When the kernel measures the runs of kernel programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProgramStatistics {
+    /// One second in ten, which stands for all ten.
+    #[default]
+    Sampled,
+    /// All the time.
+    Always,
+    /// Never.
+    Off,
 }
 
 /// Where the kernel side sees the bytes of stream sockets.

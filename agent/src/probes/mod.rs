@@ -11,6 +11,7 @@ pub mod offsets;
 pub mod programs;
 pub mod ring;
 pub mod sampler;
+pub mod unwind_maps;
 
 /// The kernel programs, compiled from `ebpf/` (`cargo xtask ebpf build`).
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(

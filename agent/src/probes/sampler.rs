@@ -9,11 +9,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{
+    Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf,
+};
 use aya::programs::{PerfEvent, ProgramError, ProgramFd};
 use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
-use ebpf_common::sample::{MAX_STACK_FRAMES, SampleKey, SamplerState, StackHeader};
+use ebpf_common::sample::{
+    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader,
+};
+
+use super::unwind_maps::UnwindMaps;
 
 /// What keeps the sampler from working.
 #[derive(Debug, thiserror::Error)]
@@ -74,14 +80,27 @@ struct Stack {
     kernel_frames: usize,
 }
 
+/// The sampling program that this kernel takes.
+#[derive(Debug)]
+pub struct Variant {
+    /// Deepest user stack that it captures.
+    pub user_frames: usize,
+    /// Instructions that the verifier processed (kernels from 5.16 tell), by program.
+    pub verified_steps: Vec<Option<u32>>,
+}
+
 /// Handle on the sampler. Dropping it stops the clocks.
 pub struct Sampler {
     program: ProgramFd,
+    variant: Variant,
+    /// The chained programs, which are there for as long as this is.
+    _chained: Option<ProgramArray<MapData>>,
     state: Array<MapData, SamplerState>,
     targets: BpfHashMap<MapData, u32, u32>,
     counts: BpfHashMap<MapData, SampleKey, u64>,
     ring: RingBuf<MapData>,
     losses: PerCpuArray<MapData, u64>,
+    unwind_maps: Option<UnwindMaps>,
     /// CPUs with their perf events; closing one stops the clock.
     clocks: Vec<(u32, OwnedFd)>,
     /// Stacks of the epochs that are not read yet.
@@ -99,31 +118,55 @@ impl Sampler {
     /// # Errors
     /// When the object lacks a part or the kernel refuses the program.
     pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, SamplerError> {
-        let program: &mut PerfEvent = ebpf
-            .program_mut("sample")
-            .ok_or(SamplerError::Missing("sample"))?
-            .try_into()?;
-        program.load()?;
-        let program = program
-            .fd()?
-            .try_clone()
-            .map_err(|source| SamplerError::Io {
-                call: "copy the descriptor of the sampling program",
-                source,
-            })?;
+        let (program, variant, chained) = match load_program(ebpf, "sample") {
+            Ok((program, steps)) => {
+                let variant = Variant {
+                    user_frames: MAX_USER_FRAMES,
+                    verified_steps: vec![steps],
+                };
+                (program, variant, None)
+            }
+            Err(SamplerError::Program(error)) => {
+                tracing::debug!(%error, "no bpf_loop: stacks are walked by chained programs");
+                let (tail, tail_steps) = load_program(ebpf, "sample_tail")?;
+                let mut chained: ProgramArray<MapData> = take(ebpf, "SAMPLE_TAIL")?.try_into()?;
+                chained.set(0, &tail, 0)?;
+                let (program, steps) = load_program(ebpf, "sample_before_loop")?;
+                let variant = Variant {
+                    user_frames: CHAINED_FRAMES,
+                    verified_steps: vec![steps, tail_steps],
+                };
+                (program, variant, Some(chained))
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Self {
             program,
+            variant,
+            _chained: chained,
             state: take(ebpf, "SAMPLER")?.try_into()?,
             targets: take(ebpf, "SAMPLE_TARGETS")?.try_into()?,
             counts: take(ebpf, "SAMPLE_COUNTS")?.try_into()?,
             ring: take(ebpf, "SAMPLE_RING")?.try_into()?,
             losses: share_losses(ebpf)?,
+            unwind_maps: Some(UnwindMaps::take(ebpf)?),
             clocks: Vec::new(),
             stacks: HashMap::new(),
             targeted: HashSet::new(),
             now: SamplerState::default(),
             broken: 0,
         })
+    }
+
+    /// What this kernel took.
+    #[must_use]
+    pub fn variant(&self) -> &Variant {
+        &self.variant
+    }
+
+    /// Hands over the maps that stacks are walked by; `None` the second time.
+    pub fn take_unwind_maps(&mut self) -> Option<UnwindMaps> {
+        self.unwind_maps.take()
     }
 
     /// Says what is sampled from now on, in a new epoch.
@@ -356,6 +399,30 @@ fn random_below(limit: Duration) -> Duration {
     limit.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
+/// Frames of 33 programs (`MAX_TAIL_CALL_CNT` of 5.10, plus one), 16 each.
+const CHAINED_FRAMES: usize = 528;
+
+/// Loads one of the sampling programs.
+fn load_program(
+    ebpf: &mut aya::Ebpf,
+    name: &'static str,
+) -> Result<(ProgramFd, Option<u32>), SamplerError> {
+    let program: &mut PerfEvent = ebpf
+        .program_mut(name)
+        .ok_or(SamplerError::Missing(name))?
+        .try_into()?;
+    program.load()?;
+    let steps = program.info()?.verified_instruction_count();
+    let program = program
+        .fd()?
+        .try_clone()
+        .map_err(|source| SamplerError::Io {
+            call: "copy the descriptor of the sampling program",
+            source,
+        })?;
+    Ok((program, steps))
+}
+
 /// Takes a map out of the object.
 fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Map, SamplerError> {
     ebpf.take_map(name).ok_or(SamplerError::Missing(name))
@@ -384,7 +451,7 @@ fn decode(record: &[u8]) -> Option<(SampleKey, Stack)> {
     // value; the read asks for no alignment.
     let header: StackHeader = unsafe { header.as_ptr().cast::<StackHeader>().read_unaligned() };
     let (kernel, user) = (header.kernel_frames as usize, header.user_frames as usize);
-    if kernel > MAX_STACK_FRAMES || user > MAX_STACK_FRAMES {
+    if kernel > MAX_KERNEL_FRAMES || user > MAX_USER_FRAMES {
         return None;
     }
     let (words, rest) = addresses.as_chunks::<{ size_of::<u64>() }>();

@@ -9,6 +9,7 @@ mod recorder;
 mod session;
 mod target;
 mod thin;
+pub mod unwind;
 mod work;
 
 use std::fmt;
@@ -31,6 +32,7 @@ use work::Message;
 pub use error::ProfileError;
 pub use recorder::Continuous;
 pub use target::{Selector, Target};
+use unwind::Unwinder;
 
 /// Highest sampling rate.
 pub const MAX_HZ: u32 = 997;
@@ -104,13 +106,14 @@ impl Profiler {
     /// # Errors
     /// When the thread can't be started.
     pub fn new(
-        sampler: Sampler,
+        mut sampler: Sampler,
         processes: Arc<ProcessTable>,
         samples: Option<ProfileSamples>,
         continuous: Option<Continuous>,
     ) -> std::io::Result<Self> {
+        let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
         let (messages, received) = mpsc::channel();
-        let worker = work::Worker::new(sampler, Arc::clone(&processes), continuous);
+        let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes), continuous);
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&received))?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_common::sample::{SampleKey, stack_flags};
-use profile::{StackTrace, Store, Thread};
+use profile::{StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
 use super::ProfileError;
@@ -11,7 +11,7 @@ use super::known::Known;
 use super::target::Selector;
 use super::thin::Thin;
 use crate::probes::sampler::RawSample;
-use crate::symbolize::Request;
+use crate::symbolize::{ImageKey, Request};
 
 /// Most different stacks of one profile: some 30 MB of them.
 const MAX_STACKS: usize = 50_000;
@@ -99,6 +99,11 @@ impl Session {
         }
     }
 
+    /// Processes that it has samples of.
+    pub(super) fn images(&self) -> impl Iterator<Item = ImageKey> {
+        self.store.threads().map(ImageKey::of)
+    }
+
     /// Hands over what was collected until `now`.
     pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
         let lost_samples = lost_now.saturating_sub(self.lost_before) + self.store.dropped();
@@ -132,11 +137,13 @@ pub(super) fn thread(key: &SampleKey) -> Thread {
 
 /// Its stack.
 pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
-    let cut = stack_flags::KERNEL_TRUNCATED | stack_flags::USER_TRUNCATED;
+    let flags = sample.key.flags;
     StackTrace {
         kernel: sample.kernel.into(),
         user: sample.user.into(),
-        truncated: sample.key.flags & cut != 0,
+        truncated: flags & stack_flags::KERNEL_TRUNCATED != 0,
+        end: StackEnd::of_flags(flags),
+        by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
     }
 }
 
@@ -147,6 +154,7 @@ mod tests {
     use super::*;
     use crate::process::ProcessTable;
     use crate::profiler::target::Target;
+    use crate::profiler::unwind::Unwinder;
 
     type Receiver = oneshot::Receiver<Result<Collected, ProfileError>>;
 
@@ -158,7 +166,7 @@ mod tests {
     }
 
     fn known() -> Known {
-        Known::new(Arc::new(ProcessTable::default()))
+        Known::new(Arc::new(ProcessTable::default()), Unwinder::idle())
     }
 
     fn add(session: &mut Session, pid: u32, count: u64, clock_hz: u32) {
@@ -168,7 +176,7 @@ mod tests {
             pid,
             tid: pid,
             epoch: 1,
-            flags: stack_flags::USER_TRUNCATED,
+            flags: stack_flags::KERNEL_TRUNCATED,
             comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
         };
         let sample = RawSample {

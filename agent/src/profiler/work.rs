@@ -14,6 +14,7 @@ use super::known::Known;
 use super::recorder::{Continuous, Recorder};
 use super::session::{Answer, Collected, Session};
 use super::target::{Selector, Target};
+use super::unwind::Unwinder;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
@@ -35,7 +36,7 @@ const COUNTS_A_TURN: u64 = 8192;
 const LEAST_CLOCK_HZ: u32 = 19;
 
 /// How long continuous profiling rests after the sampler failed.
-const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
 /// How often processes that nobody has samples of any more are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
@@ -84,6 +85,7 @@ impl Worker {
     /// Nothing is sampled yet.
     pub(super) fn new(
         sampler: Sampler,
+        unwinder: Unwinder,
         processes: Arc<ProcessTable>,
         continuous: Option<Continuous>,
     ) -> Self {
@@ -91,7 +93,7 @@ impl Worker {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             sampler,
-            known: Known::new(processes),
+            known: Known::new(processes, unwinder),
             sessions: Vec::new(),
             recorder: continuous.map(Recorder::new),
             running: None,
@@ -163,6 +165,9 @@ impl Worker {
         }
         if matches!(session.selector().target, Target::Cgroup(_)) {
             self.known.refresh_cgroups();
+        }
+        if let Target::Pid(pid) = session.selector().target {
+            self.known.prepare(pid);
         }
         let begun = self
             .turn(Some(&session))
@@ -357,15 +362,15 @@ impl Worker {
         len.clamp(SHORTEST_TURN, LONGEST_TURN)
     }
 
-    /// Forgets the processes that nobody has samples of. Sessions don't tell of whom they have
-    /// some, so that nothing is forgotten while there are any.
+    /// Forgets the processes that nobody has samples of.
     fn forget(&mut self) {
-        if let Some(recorder) = &self.recorder
-            && self.sessions.is_empty()
-        {
-            self.known.retain(&recorder.images());
-            self.forgot = Instant::now();
+        let sampled = self.sessions.iter().flat_map(Session::images);
+        let mut images: HashSet<_> = sampled.collect();
+        if let Some(recorder) = &self.recorder {
+            images.extend(recorder.images());
         }
+        self.known.retain(images);
+        self.forgot = Instant::now();
     }
 
     fn settle(&mut self, done: Result<(), SamplerError>) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use object::read::ReadCache;
 use object::{Object, ObjectSection, ObjectSegment, SectionKind};
+use profile::unwind::UnwindSections;
 use profile::{BuildId, Mapping};
 
 /// Tells files apart, whatever their path, and a file from what it was before it was rewritten.
@@ -88,6 +89,16 @@ impl Executable {
     #[must_use]
     pub fn reopen_path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+
+    /// Hands over what the file holds for unwinding; `None` for a file that has nothing of the kind.
+    pub fn with_unwind_sections<T>(
+        &self,
+        read: impl FnOnce(&UnwindSections<'_>) -> T,
+    ) -> Option<T> {
+        let cache = ReadCache::new(&self.file);
+        let sections = UnwindSections::of_elf(&cache).ok()?;
+        Some(read(&sections))
     }
 
     /// Where the file places its code; `None` for a file that is not ELF.

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use profile::{Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackTrace, Unwind};
+use profile::{
+    Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackEnd, StackTrace, Unwind,
+};
 
 use super::executable::FileIdentity;
 use super::image::{Backing, Image, ImageKey};
@@ -236,6 +238,9 @@ impl FrameTable {
     /// Cuts off what lies beyond a thread's entry. Entries have no frame pointer of their own to
     /// pass on, so what is found there is what happened to be in the register.
     fn cut_beyond_entry(&self, stack: &StackTrace, frames: &mut Vec<FrameIndex>) {
+        if stack.end == StackEnd::Outermost {
+            return;
+        }
         let begin = frames
             .len()
             .saturating_sub(OUTERMOST)
@@ -253,8 +258,13 @@ impl FrameTable {
         if stack.user.is_empty() {
             return Unwind::NoUserStack;
         }
-        if stack.truncated {
+        if stack.truncated || stack.end == StackEnd::Depth {
             return Unwind::Truncated;
+        }
+        // By rules alone, to a return address of zero.
+        let is_marked = stack.end == StackEnd::Zero && !stack.by_frame_pointer;
+        if stack.end == StackEnd::Outermost || is_marked {
+            return Unwind::Complete;
         }
         // Frames without a name may lie beyond the first function of the program: a C library
         // without symbols calls `main`. The leaf does not count: it may call `clone`.
@@ -264,10 +274,14 @@ impl FrameTable {
             .rev()
             .take(OUTERMOST)
             .any(|frame| self.is(*frame, |name| is_entry(name) || is_first_function(name)));
-        if reached_entry {
-            Unwind::Complete
-        } else {
-            Unwind::Unverified
+        match stack.end {
+            _ if reached_entry => Unwind::Complete,
+            _ if stack.by_frame_pointer => Unwind::Unverified,
+            StackEnd::NoCode => Unwind::NoCode,
+            StackEnd::ReadFault => Unwind::ReadFault,
+            StackEnd::Unsupported => Unwind::UnsupportedRule,
+            StackEnd::NoProgress => Unwind::NoProgress,
+            _ => Unwind::Unverified,
         }
     }
 
@@ -393,6 +407,8 @@ mod tests {
             kernel: Box::default(),
             user: user.into(),
             truncated,
+            end: StackEnd::Zero,
+            by_frame_pointer: true,
         };
         let request = Request {
             counted: vec![Counted {
@@ -462,7 +478,7 @@ mod tests {
         let stack = StackTrace {
             kernel: Box::default(),
             user: [0x1000, 0x2001].into(),
-            truncated: false,
+            ..StackTrace::default()
         };
         let request = Request {
             counted: vec![Counted {

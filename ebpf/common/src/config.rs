@@ -20,6 +20,8 @@ pub struct Offsets {
     pub task_files: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
+    /// `task_struct.stack`, or [`MISSING`].
+    pub task_stack: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.real_parent`

@@ -11,6 +11,7 @@ pub mod connection;
 pub mod loss;
 pub mod process;
 pub mod sample;
+pub mod unwind;
 
 /// What a ring record holds: the first byte of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,14 @@
 //!
 //! The kernel side counts samples by [`SampleKey`]. The first sample of a key in an epoch also
 //! sends the stack itself through the sample ring: a [`StackHeader`] and then the addresses, the
-//! kernel's first, each part leaf first.
+//! kernel's first, each part leaf first. Of a function that a signal interrupted, and whose address
+//! is thus no return address, one more is sent: so one less is the place for every caller.
 
-/// Deepest stack that the kernel captures a side (`perf_event_max_stack` of a stock kernel).
-pub const MAX_STACK_FRAMES: usize = 127;
+/// Deepest kernel stack that is captured (`perf_event_max_stack` of a stock kernel).
+pub const MAX_KERNEL_FRAMES: usize = 127;
+
+/// Deepest user stack that is captured; before 5.17, 528 frames.
+pub const MAX_USER_FRAMES: usize = 1024;
 
 /// What samples are counted by. Without implicit padding: the kernel hashes its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +28,7 @@ pub struct SampleKey {
     /// Value of the epoch when the sample was taken. The agent raises it and then reads and
     /// removes the counts of earlier epochs, which nothing increments any more.
     pub epoch: u32,
-    /// See [`stack_flags`].
+    /// See [`stack_flags`]; bits 8 to 15 are a [`StackEnd`](crate::unwind::StackEnd).
     pub flags: u32,
     /// The thread's `comm`, padded with NUL.
     pub comm: [u8; 16],
@@ -32,14 +36,14 @@ pub struct SampleKey {
 
 /// Bits of [`SampleKey::flags`].
 pub mod stack_flags {
-    /// The kernel stack has [`super::MAX_STACK_FRAMES`] frames; its callers were cut off.
+    /// The kernel stack has [`super::MAX_KERNEL_FRAMES`] frames; its callers were cut off.
     pub const KERNEL_TRUNCATED: u32 = 1;
-    /// The user stack has [`super::MAX_STACK_FRAMES`] frames; its callers were cut off.
-    pub const USER_TRUNCATED: u32 = 2;
     /// The kernel could not capture the kernel stack.
-    pub const KERNEL_FAILED: u32 = 4;
-    /// The kernel could not capture the user stack.
-    pub const USER_FAILED: u32 = 8;
+    pub const KERNEL_FAILED: u32 = 2;
+    /// A caller was found by its frame pointer, for want of a rule.
+    pub const BY_FRAME_POINTER: u32 = 4;
+    /// All callers were: nothing was known of the process.
+    pub const PROCESS_UNKNOWN: u32 = 8;
 }
 
 /// Start of a record in the sample ring; `kernel_frames + user_frames` addresses follow.

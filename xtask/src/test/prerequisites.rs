@@ -32,6 +32,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("gcc", "gcc", PROFILE),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
+    program("gcc", "gcc", UNWIND),
+    program("g++", "g++", UNWIND),
+    program("clang", "clang", UNWIND),
+    program("musl-gcc", "musl-tools", UNWIND),
+    program("strip", "binutils", UNWIND),
+    program("go", "golang-go", UNWIND),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
@@ -85,6 +91,7 @@ const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
+const UNWIND: &[&str] = &["unwind"];
 
 const fn program(
     name: &'static str,

@@ -1,0 +1,152 @@
+//! The maps that the kernel side walks user stacks by, written in batches: one system call each
+//! for a few hundred elements.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::Pod;
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
+use ebpf_common::unwind::{RowBlock, UnwindMapping, UnwindProcess, UnwindRule};
+
+use super::sampler::SamplerError;
+
+/// Handle on the maps.
+pub struct UnwindMaps {
+    rows: MapData,
+    pages: MapData,
+    rules: MapData,
+    mappings: MapData,
+    processes: BpfHashMap<MapData, u32, UnwindProcess>,
+}
+
+impl UnwindMaps {
+    /// Takes the maps out of the object.
+    ///
+    /// # Errors
+    /// When the object lacks one.
+    pub fn take(ebpf: &mut aya::Ebpf) -> Result<Self, SamplerError> {
+        let mut array = |name: &'static str| match ebpf.take_map(name) {
+            Some(Map::Array(data)) => Ok(data),
+            _ => Err(SamplerError::Missing(name)),
+        };
+        Ok(Self {
+            rows: array("UNWIND_ROWS")?,
+            pages: array("UNWIND_PAGES")?,
+            rules: array("UNWIND_RULES")?,
+            mappings: array("UNWIND_MAPPINGS")?,
+            processes: ebpf
+                .take_map("UNWIND_PROCESSES")
+                .ok_or(SamplerError::Missing("UNWIND_PROCESSES"))?
+                .try_into()?,
+        })
+    }
+
+    /// Writes blocks of rows; `indexes` says which.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_rows(&self, indexes: &[u32], blocks: &[RowBlock]) -> io::Result<()> {
+        update(&self.rows, indexes, blocks)
+    }
+
+    /// Writes pages from index `first` on.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_pages(&self, first: u32, pages: &[u32]) -> io::Result<()> {
+        update_range(&self.pages, first, pages)
+    }
+
+    /// Writes rules from index `first` on.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_rules(&self, first: u32, rules: &[UnwindRule]) -> io::Result<()> {
+        update_range(&self.rules, first, rules)
+    }
+
+    /// Writes executable ranges from index `first` on.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_mappings(&self, first: u32, mappings: &[UnwindMapping]) -> io::Result<()> {
+        update_range(&self.mappings, first, mappings)
+    }
+
+    /// Makes a process known; from now on it is walked by its rows.
+    ///
+    /// # Errors
+    /// The kernel's answer: the map may be full.
+    pub fn set_process(&mut self, pid: u32, process: UnwindProcess) -> Result<(), MapError> {
+        self.processes.insert(pid, process, 0)
+    }
+
+    /// Forgets a process; one that is not there is forgotten already.
+    pub fn remove_process(&mut self, pid: u32) {
+        let _ = self.processes.remove(&pid);
+    }
+}
+
+/// `BPF_MAP_UPDATE_BATCH` (5.6+, array maps included).
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+
+/// Elements of one call: the kernel works through them without giving up the CPU.
+const BATCH: usize = 4096;
+
+/// The `batch` member of `union bpf_attr`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<BatchAttr>() == 56);
+
+fn update_range<T: Pod>(map: &MapData, first: u32, values: &[T]) -> io::Result<()> {
+    let last = first.saturating_add(u32::try_from(values.len()).unwrap_or(u32::MAX));
+    let keys: Vec<_> = (first..last).collect();
+    update(map, &keys, values)
+}
+
+/// Writes each of `values` at the index that `keys` has in its place.
+fn update<T: Pod>(map: &MapData, keys: &[u32], values: &[T]) -> io::Result<()> {
+    let value_size = map
+        .info()
+        .map(|info| info.value_size())
+        .map_err(io::Error::other)?;
+    if keys.len() != values.len() || value_size as usize != size_of::<T>() {
+        return Err(io::Error::other("values that do not fit their map"));
+    }
+    for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+        let attr = BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: keys.len() as u32,
+            map_fd: map.fd().as_fd().as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: `attr` is as long as is said; it points at `count` keys of the arrays' four bytes
+        // and as many values of the map's own size, and the kernel reads them before it returns.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_UPDATE_BATCH,
+                &raw const attr,
+                size_of::<BatchAttr>(),
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

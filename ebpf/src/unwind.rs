@@ -1,0 +1,385 @@
+//! The walk over a user stack: registers, mapping, row, rule, caller; one frame a step.
+//!
+//! The walk's state lies in the scratch, so that a step is the same in both drivers: `bpf_loop`
+//! (since 5.17), and bounded loops chained by tail calls. The verifier knows nothing of what it
+//! reads there, so it looks at one step and is done.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap},
+    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user},
+    macros::btf_map,
+};
+use ebpf_common::{
+    sample::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, stack_flags},
+    unwind::{
+        MAX_BLOCKS, MAX_MAPPINGS, MAX_PAGES, MAX_PROCESSES, MAX_RULES, Machine, PAGE_SHIFT,
+        Registers, RowBlock, StackEnd, UnwindMapping, UnwindProcess, UnwindRule, caller,
+        caller_by_frame_pointer, cfa_kind, interrupted, page_block, page_first, page_last, row_low,
+        row_rule,
+    },
+};
+
+/// Rows of every file, in blocks.
+#[btf_map]
+static UNWIND_ROWS: Array<RowBlock, MAX_BLOCKS> = Array::new();
+
+/// Where the rows of each page are.
+#[btf_map]
+static UNWIND_PAGES: Array<u32, MAX_PAGES> = Array::new();
+
+/// What rows lead to.
+#[btf_map]
+static UNWIND_RULES: Array<UnwindRule, MAX_RULES> = Array::new();
+
+/// Executable ranges, those of a process side by side.
+#[btf_map]
+static UNWIND_MAPPINGS: Array<UnwindMapping, MAX_MAPPINGS> = Array::new();
+
+/// The processes whose ranges are known.
+#[btf_map]
+static UNWIND_PROCESSES: HashMap<u32, UnwindProcess, MAX_PROCESSES> = HashMap::new();
+
+/// Words of x86-64's `struct pt_regs`.
+const PT_REGS_WORDS: usize = 21;
+
+/// Indexes of words in it.
+const RBP: usize = 4;
+const RIP: usize = 16;
+const CS: usize = 17;
+const RSP: usize = 19;
+
+/// Index in `pt_regs` by DWARF's number of a register, four bits each, from `rax` (0) to `r15`.
+/// `rsp` (7) has none that would fit, and rules on it are of another kind.
+const BY_DWARF_NUMBER: u64 = 0x0123_6789_f4ed_5bca;
+
+/// `__USER_CS`: 64-bit code.
+const USER_CODE: u64 = 0x33;
+
+/// `mov $15,%rax; syscall`, as far as a word goes: the return from a signal handler, which not
+/// every C library describes (`rt_sigreturn` is system call 15).
+const SIGNAL_RETURN: u64 = 0x0f00_0000_0fc0_c748;
+
+/// Steps that a search among as many takes.
+const MAPPING_STEPS: u32 = 13;
+const ROW_STEPS: u32 = 10;
+
+/// The state of a walk.
+#[repr(C)]
+pub struct Walk {
+    /// The frame that is looked at.
+    frame: Registers,
+    /// The range that the last frame was in: often the next one's as well.
+    mapping: UnwindMapping,
+    process: UnwindProcess,
+    /// The stack's hash so far.
+    pub lanes: [u64; 2],
+    /// Frames of the kernel's part, which is there before the walk begins.
+    pub kernel_frames: u32,
+    /// Frames found so far.
+    pub user_frames: u32,
+    /// A [`StackEnd`].
+    end: u32,
+    /// See [`stack_flags`].
+    pub flags: u32,
+    /// 1: `frame.pc` is an interrupted instruction. 0: it is a return address.
+    is_interrupted: u32,
+    padding: u32,
+    registers: [u64; PT_REGS_WORDS],
+}
+
+/// Addresses of a stack: the kernel's part, then the user's.
+pub type Addresses = [u64; MAX_KERNEL_FRAMES + MAX_USER_FRAMES];
+
+impl Walk {
+    /// Begins at the user registers in `pt_regs`, if there are any.
+    #[inline(always)]
+    pub fn begin(&mut self, pt_regs: u64, pid: u32, image: u64) {
+        self.user_frames = 0;
+        self.is_interrupted = 0;
+        self.end = StackEnd::NoUserStack as u32;
+        // SAFETY: the helper checks the address, and fills with zeroes where it cannot read.
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut self.registers).cast(),
+                size_of::<[u64; PT_REGS_WORDS]>() as u32,
+                pt_regs as *const _,
+            );
+        }
+        let segment = self.registers[CS] & 0xffff;
+        // A kernel thread has no such registers.
+        if image == 0 || segment & 3 != 3 || self.registers[RIP] == 0 {
+            return;
+        }
+        self.frame = Registers {
+            pc: self.registers[RIP],
+            sp: self.registers[RSP],
+            fp: self.registers[RBP],
+        };
+        self.is_interrupted = 1;
+        self.mapping = UnwindMapping {
+            start: 0,
+            end: 0,
+            bias: 0,
+            first_page: 0,
+            pages: 0,
+        };
+        self.process.mappings = 0;
+        // SAFETY: copied out at once.
+        if let Some(process) = unsafe { UNWIND_PROCESSES.get(pid) }
+            && process.image == image
+            && segment == USER_CODE
+        {
+            self.process = *process;
+        }
+        if self.process.mappings == 0 {
+            self.flags |= stack_flags::PROCESS_UNKNOWN;
+        }
+    }
+
+    /// Is there a stack to walk?
+    #[inline(always)]
+    pub fn has_begun(&self) -> bool {
+        self.is_interrupted != 0
+    }
+
+    /// Takes note of where the walk ended.
+    #[inline(always)]
+    pub fn finish(&mut self) {
+        self.flags |= self.end << StackEnd::SHIFT;
+    }
+
+    /// It was cut off by its driver.
+    #[inline(always)]
+    pub fn end_at_depth(&mut self) {
+        self.end = StackEnd::Depth as u32;
+    }
+
+    /// One frame: notes its address and goes on to its caller. False at the end.
+    #[inline(always)]
+    pub fn step(&mut self, addresses: &mut Addresses) -> bool {
+        let frame = self.frame;
+        let is_leaf = self.user_frames == 0;
+        if frame.pc == 0 {
+            return self.end(StackEnd::Zero);
+        }
+        if self.user_frames >= MAX_USER_FRAMES as u32 {
+            return self.end(StackEnd::Depth);
+        }
+        // Where the call stands, not where it returns to. Of a caller that a signal interrupted,
+        // the address is noted as if it had called.
+        let interrupted_now = self.is_interrupted != 0;
+        let lookup = frame.pc.wrapping_sub(u64::from(!interrupted_now));
+        let address = if is_leaf {
+            frame.pc
+        } else {
+            lookup.wrapping_add(1)
+        };
+        // In 64 bits, so that the register that is bounded is the one that is used.
+        let index = self.kernel_frames as usize + self.user_frames as usize;
+        if index >= MAX_KERNEL_FRAMES + MAX_USER_FRAMES {
+            return self.end(StackEnd::Depth);
+        }
+        addresses[index] = address;
+        mix(&mut self.lanes, address);
+        self.user_frames += 1;
+
+        let is_known = self.process.mappings != 0;
+        let is_code = is_known && self.find_mapping(lookup);
+        if is_known && !is_code && !is_leaf {
+            return self.end(StackEnd::NoCode);
+        }
+        let rule = if is_code {
+            self.find_rule(lookup)
+        } else {
+            UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0)
+        };
+        let machine = Process {
+            registers: &raw const self.registers,
+            is_leaf,
+        };
+        self.is_interrupted = u32::from(rule.cfa_kind() == cfa_kind::SIGNAL);
+        let next = if rule.cfa_kind() != cfa_kind::NONE {
+            caller(rule, frame, &machine)
+        } else if !is_leaf && machine.word(frame.pc) == Some(SIGNAL_RETURN) {
+            self.is_interrupted = 1;
+            interrupted(frame, &machine)
+        } else {
+            self.flags |= stack_flags::BY_FRAME_POINTER;
+            caller_by_frame_pointer(frame, &machine)
+        };
+        match next {
+            Ok(next) => {
+                self.frame = next;
+                true
+            }
+            Err(end) => self.end(end),
+        }
+    }
+
+    #[inline(always)]
+    fn end(&mut self, end: StackEnd) -> bool {
+        self.end = end as u32;
+        false
+    }
+
+    /// Makes `mapping` the one that `address` lies in.
+    #[inline(always)]
+    fn find_mapping(&mut self, address: u64) -> bool {
+        if address >= self.mapping.start && address < self.mapping.end {
+            return true;
+        }
+        let first = self.process.first_mapping;
+        // Ranges below `low` begin at or before the address, those from `high` on behind it.
+        let (mut low, mut high) = (0, self.process.mappings);
+        let mut step = 0;
+        while step < MAPPING_STEPS {
+            if low >= high {
+                break;
+            }
+            let middle = low + (high - low) / 2;
+            let Some(mapping) = UNWIND_MAPPINGS.get(first + middle) else {
+                return false;
+            };
+            if mapping.start <= address {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+            step += 1;
+        }
+        if low == 0 {
+            return false;
+        }
+        let Some(mapping) = UNWIND_MAPPINGS.get(first + low - 1) else {
+            return false;
+        };
+        self.mapping = *mapping;
+        address >= self.mapping.start && address < self.mapping.end
+    }
+
+    /// The rule for an address of `mapping`.
+    #[inline(always)]
+    fn find_rule(&self, address: u64) -> UnwindRule {
+        const NOTHING: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0);
+        let inside = address.wrapping_sub(self.mapping.bias);
+        let number = inside >> PAGE_SHIFT;
+        if number >= u64::from(self.mapping.pages) {
+            return NOTHING;
+        }
+        let Some(page) = UNWIND_PAGES.get(self.mapping.first_page + number as u32) else {
+            return NOTHING;
+        };
+        let page = *page;
+        let Some(rows) = UNWIND_ROWS.get(page_block(page)) else {
+            return NOTHING;
+        };
+        let low = inside as u32 & ((1 << PAGE_SHIFT) - 1);
+        let mut first = page_first(page);
+        let mut count = page_last(page) + 1;
+        let mut step = 0;
+        while step < ROW_STEPS {
+            if count <= 1 {
+                break;
+            }
+            let half = count / 2;
+            if row_low(rows[((first + half) & 1023) as usize]) <= low {
+                first += half;
+            }
+            count -= half;
+            step += 1;
+        }
+        match UNWIND_RULES.get(row_rule(rows[(first & 1023) as usize])) {
+            Some(rule) => *rule,
+            None => NOTHING,
+        }
+    }
+}
+
+/// The interrupted process.
+struct Process {
+    registers: *const [u64; PT_REGS_WORDS],
+    is_leaf: bool,
+}
+
+impl Machine for Process {
+    #[inline(always)]
+    fn word(&self, address: u64) -> Option<u64> {
+        self.read(address)
+    }
+
+    #[inline(always)]
+    fn pair(&self, address: u64) -> Option<[u64; 2]> {
+        self.read(address)
+    }
+
+    #[inline(always)]
+    fn register(&self, number: u8) -> Option<u64> {
+        if !self.is_leaf {
+            return None;
+        }
+        let index = BY_DWARF_NUMBER >> (u64::from(number & 15) * 4) & 15;
+        // SAFETY: this CPU's scratch, which has 21 words.
+        Some(unsafe { (*self.registers)[index as usize] })
+    }
+}
+
+impl Process {
+    #[inline(always)]
+    fn read<T>(&self, address: u64) -> Option<T> {
+        let mut value = core::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: the helper checks the address, and fills the value with zeroes where it cannot
+        // read it; `T` is a word or two.
+        unsafe {
+            let result = bpf_probe_read_user(
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                address as *const _,
+            );
+            if result == 0 {
+                Some(value.assume_init())
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// Begins a stack's hash. Two independent lanes of multiply and rotate (the constants are from
+/// xxHash64). Samples are counted by the thread as well, so a program that crafted a collision
+/// would deceive its own profile alone.
+#[inline(always)]
+pub const fn seed(kernel_frames: u32) -> [u64; 2] {
+    [
+        PRIME_3 ^ kernel_frames as u64,
+        PRIME_1 ^ kernel_frames as u64,
+    ]
+}
+
+/// Mixes an address into both lanes.
+#[inline(always)]
+pub fn mix(lanes: &mut [u64; 2], address: u64) {
+    lanes[0] = (lanes[0] ^ address.wrapping_mul(PRIME_1))
+        .rotate_left(27)
+        .wrapping_mul(PRIME_2);
+    lanes[1] = (lanes[1] ^ address.wrapping_mul(PRIME_2))
+        .rotate_left(31)
+        .wrapping_mul(PRIME_1);
+}
+
+/// The hash of a stack of so many frames.
+#[inline(always)]
+pub fn hash(lanes: [u64; 2], frames: u32) -> [u64; 2] {
+    [spread(lanes[0] ^ u64::from(frames)), spread(lanes[1])]
+}
+
+/// Spreads the last words' bits over the lane.
+#[inline(always)]
+fn spread(lane: u64) -> u64 {
+    let lane = (lane ^ (lane >> 33)).wrapping_mul(PRIME_2);
+    let lane = (lane ^ (lane >> 29)).wrapping_mul(PRIME_3);
+    lane ^ (lane >> 32)
+}
+
+const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;
+const PRIME_2: u64 = 0xC2B2_AE3D_27D4_EB4F;
+const PRIME_3: u64 = 0x1656_67B1_9E37_79F9;
