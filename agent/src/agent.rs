@@ -17,6 +17,7 @@ use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, monotonic_ns};
+use crate::cluster_poll;
 use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
@@ -105,7 +106,6 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     // The kernel side: loaded now, attached once its rings are drained.
     start::mount_filesystems();
     let mut loaded = load(&start::load_options(&config))?;
-    let statistics = start::enable_program_statistics(&config);
     start::watch_kernel_losses(&mut loaded, &metrics)?;
 
     // Sinks.
@@ -177,8 +177,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     drop(btf);
     release_memory();
     let programs = Programs::new(ebpf);
-    let statistics_reader = programs.run_statistics();
-    metrics.watch_programs(Box::new(move || statistics_reader.read()))?;
+    let statistics = programs.run_statistics(config.metrics.program_statistics);
+    let measuring = tokio::spawn(statistics.clone().run());
+    metrics.watch_programs(Box::new(move || statistics.read()))?;
     health.set_ready(true);
     tracing::info!(
         listen = %config.listen,
@@ -189,6 +190,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Serve until told to end.
     let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
+    let cluster_poll = cluster_poll::start(
+        &config.elasticsearch.poll,
+        prometheus.clone(),
+        metrics.losses.clone(),
+        health.clone(),
+    );
     let targets = Arc::new(move || processes.list());
     let push = push.map(|push| tokio::spawn(push.run()));
     let api = Api {
@@ -211,12 +218,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     tracing::info!("stopping");
     health.set_ready(false);
     housekeeping.abort();
-    if let Some(push) = push {
-        push.abort();
+    for task in [cluster_poll, push].into_iter().flatten() {
+        task.abort();
     }
     kernel_log.abort();
+    measuring.abort();
     drop(programs);
-    drop(statistics);
     shared.stop.store(true, Ordering::Release);
     join(workers).await;
     if let Some(otlp) = otlp {

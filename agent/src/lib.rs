@@ -5,6 +5,7 @@ pub mod agent;
 pub mod check;
 pub mod cli;
 pub mod clock;
+pub mod cluster_poll;
 pub mod clusters;
 pub mod commands;
 pub mod config;

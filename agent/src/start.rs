@@ -1,13 +1,11 @@
 //! The steps of the start, each by itself; `agent.rs` has their order.
 
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
 use protocol::Limits;
 use tokio::task::JoinHandle as JoinTask;
@@ -110,17 +108,6 @@ pub(crate) fn watch_kernel_losses(
             .collect()
     }));
     Ok(())
-}
-
-/// Has the kernel measure each run of a program, where that is wanted, until the descriptor is
-/// dropped.
-pub(crate) fn enable_program_statistics(config: &Config) -> Option<OwnedFd> {
-    if !config.metrics.program_statistics {
-        return None;
-    }
-    enable_stats(Stats::RunTime)
-        .inspect_err(|error| tracing::warn!(%error, "no run-time statistics of kernel programs"))
-        .ok()
 }
 
 /// Passes on what the kernel side logs; with `--log-level debug` it says what it takes each

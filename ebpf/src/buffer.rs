@@ -49,6 +49,12 @@ impl UserBuffer {
         pieces: 0,
     };
 
+    /// Whether there is nothing to capture.
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.base == 0 && self.pieces == 0
+    }
+
     const fn single(base: u64) -> Self {
         Self { base, pieces: 0 }
     }

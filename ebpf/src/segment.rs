@@ -68,6 +68,9 @@ pub fn handle(segment: &Segment) {
     // Within a run, only a look at the first bytes tells whether another message begins.
     if turned || detect::beginning(buffer.first_word(scratch)) == Beginning::Message {
         budget = config().capture_bytes;
+    } else if buffer.is_none() {
+        // The rest of a message that sendfile or splice moves: the cursor says all.
+        budget = 0;
     }
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
     let mut want = MAX_CAPTURE_BYTES;

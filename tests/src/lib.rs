@@ -28,6 +28,7 @@ pub mod accounts;
 pub mod agent;
 pub mod child;
 pub mod client;
+pub mod cluster;
 pub mod load;
 pub mod metrics;
 pub mod otlp;

@@ -2,20 +2,17 @@
 //! the client got.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::{CLUSTER, ELASTICSEARCH, Node, OPENSEARCH, Product, difference, run_client};
 use e2e::otlp::{Collector, Span};
-use e2e::{Agent, Child, Client, Metrics, Request, Server, eventually, free_port, prerequisite};
+use e2e::{Agent, Metrics, Server, eventually, prerequisite};
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 const SPANS_TIMEOUT: Duration = Duration::from_secs(20);
-/// As the nodes are configured.
-const CLUSTER: &str = "telltale-test";
 /// How often a client makes its list of calls.
 const ROUNDS: u32 = 3;
 
@@ -25,28 +22,6 @@ const LARGE: &str = "large";
 const BULK_ITEMS: &str = "elasticsearch_bulk_items_total";
 const DURATION_COUNT: &str = "db_client_operation_duration_seconds_count";
 const DURATION_SUM: &str = "db_client_operation_duration_seconds_sum";
-
-/// What is different between the two products.
-struct Product {
-    name: &'static str,
-    program: &'static str,
-    class_path: &'static str,
-    npm_package: &'static str,
-}
-
-const OPENSEARCH: Product = Product {
-    name: "opensearch",
-    program: "RunOpenSearch.java",
-    class_path: "TELLTALE_OPENSEARCH_CP",
-    npm_package: "opensearch-project/opensearch",
-};
-
-const ELASTICSEARCH: Product = Product {
-    name: "elasticsearch",
-    program: "RunElasticsearch.java",
-    class_path: "TELLTALE_ELASTICSEARCH_CP",
-    npm_package: "elastic/elasticsearch",
-};
 
 #[test]
 fn calls_to_opensearch_are_what_the_client_got() -> Result<()> {
@@ -77,10 +52,8 @@ fn a_service_that_merely_has_the_paths_is_no_cluster() -> Result<()> {
          for path in sys.argv[2:]: session.get(sys.argv[1] + path).content\n";
     let mut command = Command::new(prerequisite::python("python")?);
     command.args(["-c", script, &format!("http://{}", server.address)]);
-    command.args(paths).env("OTEL_SERVICE_NAME", service);
-    let mut client = Child::spawn(service, command, tempfile::tempdir()?)?;
-    let status = client.wait(CLIENT_TIMEOUT)?;
-    ensure!(status.success(), "{}", client.output());
+    command.args(paths);
+    run_client(command, service)?;
 
     let labels = [("service_name", service)];
     let metrics = eventually(SCRAPE_TIMEOUT, || {
@@ -101,198 +74,33 @@ fn a_service_that_merely_has_the_paths_is_no_cluster() -> Result<()> {
     Ok(())
 }
 
+/// The table of operations is held against a list of requests, by unit tests; this holds the list
+/// against the clients that are installed here.
 #[test]
-fn a_cluster_behind_a_proxys_path_is_understood() -> Result<()> {
-    for product in [&OPENSEARCH, &ELASTICSEARCH] {
-        let node = Node::start(product)?;
-        let proxy = Server::nginx_before_cluster(node.address)?;
-        let agent = Agent::start()?;
-        let service = format!("e2e-behind-{}", proxy.address.port());
-        // The first can only be a cluster's behind a prefix; the last one is no call at all.
-        let requests = [
-            ["GET", "/es/_cluster/health", "cluster.health", "", "200"],
-            ["PUT", "/es/books", "indices.create", "books", "200"],
-            ["PUT", "/es/books/_doc/1", "index", "books", "201"],
-            ["GET", "/es/_search", "search", "", "200"],
-            ["GET", "/es/books/_search", "search", "books", "200"],
-            ["GET", "/es/missing/_search", "search", "missing", "404"],
-            ["GET", "/es/books/_unheard_of", "", "", "400"],
-            ["DELETE", "/es/books", "indices.delete", "books", "200"],
-            ["GET", "/return", "", "", ""],
-        ];
-        let script = "import sys, requests\n\
-             session = requests.Session()\n\
-             session.trust_env = False\n\
-             words = sys.argv[2:]\n\
-             for method, path in zip(words[::2], words[1::2]):\n    \
-             json = {'title': 'a'} if '_doc' in path else None\n    \
-             session.request(method, sys.argv[1] + path, json=json).content\n";
-        let mut command = Command::new(prerequisite::python("python")?);
-        command.args(["-c", script, &format!("http://{}", proxy.address)]);
-        for [method, path, ..] in requests {
-            command.args([method, path]);
-        }
-        command.env("OTEL_SERVICE_NAME", &service);
-        let mut client = Child::spawn(&service, command, tempfile::tempdir()?)?;
-        let status = client.wait(CLIENT_TIMEOUT)?;
-        ensure!(status.success(), "{}", client.output());
-
-        let mut expected = BTreeMap::new();
-        for [_, _, operation, collection, status] in requests {
-            if !status.is_empty() {
-                let key = [operation, collection, status].map(str::to_owned);
-                *expected.entry(key).or_insert(0.0) += 1.0;
-            }
-        }
-        let by = [
-            "db_operation_name",
-            "db_collection_name",
-            "db_response_status_code",
-        ];
-        // The client's calls to the proxy, and the proxy's to the cluster.
-        for service in [&service, &proxy.service] {
-            let labels = [
-                ("service_name", service.as_str()),
-                ("db_system_name", product.name),
-            ];
-            eventually(SCRAPE_TIMEOUT, || {
-                let counted = agent.metrics()?.sum_by(DURATION_COUNT, &labels, by);
-                ensure!(
-                    counted == expected,
-                    "{service}: {}",
-                    difference(&counted, &expected)
-                );
-                Ok(())
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// Threads, tasks and JavaScript at once, 10,000 calls in all with both products.
-#[test]
-fn many_calls_at_once_are_what_the_clients_got() -> Result<()> {
-    for product in [&OPENSEARCH, &ELASTICSEARCH] {
-        check_load(product)?;
-    }
-    Ok(())
-}
-
-fn check_load(product: &Product) -> Result<()> {
-    let node = Node::start(product)?;
-    // So that all of a bulk request with 44 items is captured, or all of its answer.
-    let agent = Agent::command()?
-        .config("capture: {bytes: 16KiB}\nelasticsearch: {query_text: true}\n")
-        .start()?;
-    let mut calls = 0.0;
-    for (language, kind, coding, count) in [
-        ("python", "threads", "plain", 1_504),
-        ("python", "threads", "gzip", 1_504),
-        ("python", "tasks", "plain", 504),
-        ("python", "tasks", "gzip", 504),
-        ("node", "", "plain", 504),
-        ("node", "", "gzip", 504),
+fn the_clients_make_the_requests_that_the_table_was_held_against() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/protocol/endpoints");
+    let list = std::fs::read_to_string(folder.join("clients.txt"))?;
+    for (module, client) in [
+        ("elasticsearch", "py-elasticsearch-7.17.13"),
+        ("opensearchpy", "py-opensearch-3.2.0"),
     ] {
-        let port = node.address.port();
-        let service = format!("e2e-{}-{language}-{kind}-{coding}-{port}", product.name);
-        let load = node.run_load(product, [language, kind, coding], count, &service)?;
-        calls += load.calls.values().sum::<f64>();
-        eventually(SCRAPE_TIMEOUT, || {
-            let metrics = agent.metrics()?;
-            load.assert_agrees(&metrics, product, &service)
-        })?;
+        let mut command = Command::new(prerequisite::python("python")?);
+        command.arg(folder.join("clients.py")).arg(module);
+        let output = run_client(command, module)?;
+        let made: BTreeSet<_> = output.lines().collect();
+        // `# f py-elasticsearch-7.17.13`
+        let mut lines = list.lines();
+        let letter = lines.find_map(|line| line.strip_prefix("# ")?.strip_suffix(client));
+        let letter = letter.context("no such client")?.trim();
+        let listed = lines.filter_map(|line| {
+            let (request, clients) = line.rsplit_once(' ')?;
+            (!line.starts_with('#') && clients.contains(letter)).then_some(request)
+        });
+        let listed: BTreeSet<_> = listed.collect();
+        let different: Vec<_> = made.symmetric_difference(&listed).collect();
+        ensure!(different.is_empty() && made.len() > 500, "{different:?}");
     }
-    ensure!(calls > 5_000.0, "{calls} calls");
-
-    let slow = agent.get("/api/elasticsearch/slow")?.text();
-    let slow: serde_json::Value = serde_json::from_str(&slow)?;
-    let told = slow["calls"].as_array().context("no calls")?;
-    let is_search =
-        |call: &&serde_json::Value| call["operation"] == "search" && call["collection"] == "load-0";
-    let search = told.iter().find(is_search).context("no search")?;
-    let expected = "{query:{match:{title:?}},size:?}";
-    ensure!(search["query"] == expected, "{search}");
     Ok(())
-}
-
-/// What the clients of one load got.
-struct Load {
-    /// By operation, index and status.
-    calls: BTreeMap<[String; 3], f64>,
-    /// Answers with `took` and its sum in milliseconds, by operation and index.
-    took: BTreeMap<[String; 2], (f64, f64)>,
-    /// By index, action and outcome.
-    items: BTreeMap<[String; 3], f64>,
-}
-
-impl Load {
-    fn parse(line: &str) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_str(line)?;
-        let calls: Vec<(String, String, String, f64)> =
-            serde_json::from_value(value["calls"].clone())?;
-        let took: Vec<(String, String, f64, f64)> = serde_json::from_value(value["took"].clone())?;
-        let items: Vec<(String, String, String, f64)> =
-            serde_json::from_value(value["items"].clone())?;
-        let counts = |list: Vec<(String, String, String, f64)>| {
-            let entries = list.into_iter();
-            entries
-                .map(|(first, second, third, count)| ([first, second, third], count))
-                .collect()
-        };
-        Ok(Self {
-            calls: counts(calls),
-            took: took
-                .into_iter()
-                .map(|(operation, index, count, sum_ms)| ([operation, index], (count, sum_ms)))
-                .collect(),
-            items: counts(items),
-        })
-    }
-
-    fn assert_agrees(&self, metrics: &Metrics, product: &Product, service: &str) -> Result<()> {
-        let of_service = [("service_name", service)];
-        let labels = [of_service[0], ("db_system_name", product.name)];
-        let by = [
-            "db_operation_name",
-            "db_collection_name",
-            "db_response_status_code",
-        ];
-        let counted = metrics.sum_by(DURATION_COUNT, &labels, by);
-        ensure!(
-            counted == self.calls,
-            "{}",
-            difference(&counted, &self.calls)
-        );
-        let by = ["db_operation_name", "db_collection_name"];
-        let counts = metrics.sum_by("elasticsearch_took_seconds_count", &of_service, by);
-        let expected = self
-            .took
-            .iter()
-            .map(|(key, it)| (key.clone(), it.0))
-            .collect();
-        ensure!(
-            counts == expected,
-            "took: {}",
-            difference(&counts, &expected)
-        );
-        for (key, (_, sum_ms)) in &self.took {
-            let labels = [of_service[0], (by[0], &key[0]), (by[1], &key[1])];
-            let summed_ms = metrics.sum("elasticsearch_took_seconds_sum", &labels) * 1e3;
-            // A sum of floating-point seconds.
-            ensure!(
-                (summed_ms - sum_ms).abs() < 1e-3,
-                "{key:?}: {summed_ms} for {sum_ms}"
-            );
-        }
-        let by = ["db_collection_name", "action", "outcome"];
-        let items = metrics.sum_by(BULK_ITEMS, &of_service, by);
-        ensure!(
-            items == self.items,
-            "items: {}",
-            difference(&items, &self.items)
-        );
-        Ok(())
-    }
 }
 
 fn check(product: &Product) -> Result<()> {
@@ -308,7 +116,7 @@ fn check(product: &Product) -> Result<()> {
             product.name,
             node.address.port()
         );
-        let calls = node.run_client(product, coding, &service)?;
+        let calls = calls_of_client(&node, product, coding, &service)?;
         let metrics = eventually(SCRAPE_TIMEOUT, || {
             let metrics = agent.metrics()?;
             assert_counts_agree(&metrics, product, &service, &calls)?;
@@ -458,6 +266,7 @@ fn assert_spans_agree(
         spans.len(),
         calls.len()
     );
+    let mut differences: Vec<f64> = Vec::new();
     for (span, call) in spans.iter().zip(calls) {
         for (key, value) in [
             ("db.system.name", product.name),
@@ -476,6 +285,7 @@ fn assert_spans_agree(
             "{seconds} s for {} s: {span:?}",
             call.seconds
         );
+        differences.push((seconds - call.wire_seconds).abs());
         let error_type = match &call.error_type {
             Some(error_type) => error_type.clone(),
             None if call.status >= 400 => call.status.to_string(),
@@ -510,6 +320,13 @@ fn assert_spans_agree(
             call.batch_size
         );
     }
+    differences.sort_by(f64::total_cmp);
+    let median = differences[differences.len() / 2];
+    println!(
+        "median difference to the client's socket: {:.1} µs",
+        median * 1e6
+    );
+    ensure!(median < 100e-6, "{median} s from the client's own time");
     Ok(())
 }
 
@@ -557,7 +374,10 @@ struct Call {
     batch_size: Option<u64>,
     /// Items of a bulk request: action and outcome.
     items: Vec<[String; 2]>,
+    /// As the client's transport counts.
     seconds: f64,
+    /// As its socket does.
+    wire_seconds: f64,
 }
 
 impl Call {
@@ -577,6 +397,7 @@ impl Call {
             batch_size: value["batch_size"].as_u64(),
             items: serde_json::from_value(value["items"].clone())?,
             seconds: value["seconds"].as_f64().context("seconds")?,
+            wire_seconds: value["wire_seconds"].as_f64().context("wire_seconds")?,
         })
     }
 
@@ -585,110 +406,23 @@ impl Call {
     }
 }
 
-/// A running node. Dropping it ends it.
-struct Node {
-    address: SocketAddr,
-    service: String,
-    _child: Child,
-}
-
-impl Node {
-    fn start(product: &Product) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let service = format!("e2e-{}-{}", product.name, address.port());
-        let mut command = Command::new(prerequisite::on_path("java")?);
-        // Quick to start, small, and quick enough.
-        command.args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
-        command.args(["-cp", prerequisite::class_path(product.class_path)?.trim()]);
-        command.arg(prerequisite::workload(product.name).join(product.program));
-        command.arg(folder.path()).arg(address.port().to_string());
-        command.env("OTEL_SERVICE_NAME", &service);
-        let mut child = Child::spawn(product.name, command, folder)?;
-        child.wait_until(START_TIMEOUT, || {
-            Client::once(address, &Request::new("GET", "/_cluster/health"))
-                .is_ok_and(|response| response.status == 200)
-        })?;
-        Ok(Self {
-            address,
-            service,
-            _child: child,
-        })
-    }
-
-    fn run_client(&self, product: &Product, coding: &str, service: &str) -> Result<Vec<Call>> {
-        let mut command = Command::new(prerequisite::python("python")?);
-        // The client warns of what later versions of it will refuse.
-        command
-            .args(["-W", "ignore"])
-            .arg(prerequisite::workload("search_client.py"));
-        command.args([product.name, &format!("http://{}", self.address), coding]);
-        command
-            .arg(ROUNDS.to_string())
-            .env("OTEL_SERVICE_NAME", service);
-        let mut client = Child::spawn(service, command, tempfile::tempdir()?)?;
-        let status = client.wait(CLIENT_TIMEOUT)?;
-        let output = client.output();
-        ensure!(status.success(), "{output}");
-        output
-            .lines()
-            .map(|line| Call::parse(line).with_context(|| line.to_owned()))
-            .collect()
-    }
-
-    /// Runs a load of `search_load.py` or `search_load.js`: language, kind, content coding.
-    fn run_load(
-        &self,
-        product: &Product,
-        [language, kind, coding]: [&str; 3],
-        calls: u32,
-        service: &str,
-    ) -> Result<Load> {
-        let mut command = if language == "node" {
-            let mut command = Command::new(prerequisite::on_path("node")?);
-            command.arg(prerequisite::workload("search_load.js"));
-            let package = format!("@{}", product.npm_package);
-            command.env("NODE_PATH", prerequisite::node_modules(&package)?);
-            command
-        } else {
-            let mut command = Command::new(prerequisite::python("python")?);
-            command.arg(prerequisite::workload("search_load.py"));
-            command
-        };
-        command.args([product.name, &format!("http://{}", self.address), coding]);
-        if !kind.is_empty() {
-            command.arg(kind);
-        }
-        command
-            .arg(calls.to_string())
-            .env("OTEL_SERVICE_NAME", service);
-        let mut client = Child::spawn(service, command, tempfile::tempdir()?)?;
-        let status = client.wait(CLIENT_TIMEOUT)?;
-        let output = client.output();
-        ensure!(status.success(), "{output}");
-        let line = output.lines().find(|line| line.starts_with('{'));
-        Load::parse(line.context("the load told nothing")?)
-    }
-}
-
-/// The entries in which two maps differ.
-fn difference<const N: usize>(
-    counted: &BTreeMap<[String; N], f64>,
-    expected: &BTreeMap<[String; N], f64>,
-) -> String {
-    let mut keys: Vec<_> = counted.keys().chain(expected.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    let differs = |key: &&&[String; N]| counted.get(**key) != expected.get(**key);
-    keys.iter()
-        .filter(differs)
-        .fold(String::new(), |text, key| {
-            let count =
-                |map: &BTreeMap<[String; N], f64>| map.get(*key).copied().unwrap_or_default();
-            text + &format!(
-                "{key:?}: {} counted, {} made\n",
-                count(counted),
-                count(expected)
-            )
-        })
+/// Lets a client make its list of calls.
+fn calls_of_client(
+    node: &Node,
+    product: &Product,
+    coding: &str,
+    service: &str,
+) -> Result<Vec<Call>> {
+    let mut command = Command::new(prerequisite::python("python")?);
+    // The client warns of what later versions of it will refuse.
+    command
+        .args(["-W", "ignore"])
+        .arg(prerequisite::workload("search_client.py"));
+    command.args([product.name, &format!("http://{}", node.address), coding]);
+    command.arg(ROUNDS.to_string());
+    let output = run_client(command, service)?;
+    output
+        .lines()
+        .map(|line| Call::parse(line).with_context(|| line.to_owned()))
+        .collect()
 }

@@ -500,8 +500,18 @@ fn long_scripts() -> Vec<Script> {
 
 #[test]
 fn each_exchange_is_found_once_on_either_side() -> Result<()> {
+    check_each_exchange("auto")
+}
+
+#[test]
+fn the_walk_from_descriptor_to_socket_finds_the_same() -> Result<()> {
+    check_each_exchange("walk")
+}
+
+fn check_each_exchange(tap: &str) -> Result<()> {
+    let only_us = "targets: { include: [{ executable: 'exchanges-*' }] }";
     let agent = Agent::command()?
-        .config("targets: { include: [{ executable: 'exchanges-*' }] }")
+        .config(format!("{only_us}\ntap: {tap}"))
         .start()?;
     let mut played = Vec::new();
     for script in simple_scripts().into_iter().chain(long_scripts()) {

@@ -2,7 +2,7 @@
 //! that gets the spans.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use e2e::accounts::{EXPORT_DELAY, Side, application_plan, check_exported};
 use e2e::otlp::{Collector, Span};
+use e2e::script::{converse, listen};
 use e2e::{Agent, AgentCommand, Child, Client, Load, Request, Server, free_port, prerequisite};
 
 /// Spans of these alone: what else runs on the machine must not fill the exporter's queue.
@@ -438,6 +439,35 @@ fn secrets_stay_where_they_are() -> Result<()> {
     let mut broken = Client::connect(server.address)?;
     broken.write(format!("GET /?{SECRET} HTTP/1.1\r\nBad Header {SECRET}\r\n\r\n").as_bytes())?;
     let _ = broken.read_response("GET");
+    // What a server says in an answer, and what is said behind a head.
+    let (listener, address) = listen()?;
+    let chunked = format!(
+        "POST /answered?{SECRET} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
+         1;{SECRET}\r\nx\r\n0\r\nX-Trailer: {SECRET}\r\n\r\n"
+    );
+    let answer = format!(
+        "HTTP/1.1 302 {SECRET}\r\nSet-Cookie: session={SECRET}\r\nLocation: /?token={SECRET}\r\n\
+         WWW-Authenticate: Basic realm={SECRET}\r\nContent-Length: {}\r\n\r\n{SECRET}",
+        SECRET.len()
+    );
+    converse(
+        listener,
+        |mut stream| {
+            stream.read_exact(&mut vec![0; chunked.len()])?;
+            stream.write_all(answer.as_bytes())?;
+            Ok(())
+        },
+        || {
+            let mut client = Client::connect(address)?;
+            client.write(chunked.as_bytes())?;
+            ensure!(client.read_response("POST")?.status == 302);
+            let mut tunnel = Client::connect(server.address)?;
+            tunnel
+                .write(format!("CONNECT user:{SECRET}@localhost:1 HTTP/1.1\r\n\r\n").as_bytes())?;
+            let _ = tunnel.read_response("CONNECT");
+            Ok(())
+        },
+    )?;
     // And where a process has them: its arguments and its environment.
     let port = free_port()?;
     let mut python = Command::new(prerequisite::python("python")?);
@@ -461,15 +491,19 @@ fn secrets_stay_where_they_are() -> Result<()> {
             "{found} spans of {}",
             requests.len()
         );
-        let python = spans
-            .iter()
-            .any(|span| span.attribute("url.path") == "/in-arguments");
-        ensure!(python, "no span of http.server");
+        for path in ["/in-arguments", "/answered"] {
+            let any = spans.iter().any(|span| span.attribute("url.path") == path);
+            ensure!(any, "no span of {path}");
+        }
         Ok(())
     })?;
     let mut shown = vec![("the spans".to_owned(), collector.raw().concat())];
     for path in ["/metrics", "/", "/targets", "/health/detailed"] {
         shown.push((path.to_owned(), agent.get(path)?.text()));
+    }
+    for format in ["svg", "folded", "speedscope"] {
+        let path = format!("/debug/pprof/flamegraph?format={format}&seconds=1");
+        shown.push((path.clone(), agent.get(&path)?.text()));
     }
     shown.push(("the log".to_owned(), agent.stop()?.output));
     // The search does find what it should.

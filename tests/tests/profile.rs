@@ -285,7 +285,7 @@ fn a_program_that_is_deleted_and_ends_meanwhile_keeps_its_names() -> Result<()> 
 fn every_run_of_the_sampler_is_a_sample_or_a_loss() -> Result<()> {
     // Continuous profiling runs it too, and its samples are counted when they are asked for.
     let agent = Agent::command()?
-        .config("profile: {continuous: {hz: 0}}")
+        .config("profile: {continuous: {hz: 0}}\nmetrics: {program_statistics: always}")
         .start()?;
     let response = agent.get("/debug/pprof/flamegraph?seconds=4&hz=997&format=folded")?;
     ensure!(

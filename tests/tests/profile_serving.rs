@@ -315,6 +315,52 @@ fn a_process_that_began_just_now_is_in_it_and_a_second_takes_a_second() -> Resul
 }
 
 #[test]
+fn the_page_shows_what_was_kept() -> Result<()> {
+    let agent = Agent::command()?
+        .config("profile: {continuous: {hz: 97, window: 1s}}")
+        .start()?;
+    let threads = Split::threads(LIFE)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let response = agent.get(&format!("/flamegraph?service={}", threads.service))?;
+    let page = response.text();
+    ensure!(response.status == 200, "{} {page}", response.status);
+    let policy = response
+        .header("content-security-policy")
+        .unwrap_or_default();
+    ensure!(
+        policy.contains("script-src 'self'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let (_, table) = page.split_once("<tbody>").context("no table")?;
+    let (table, rest) = table
+        .split_once("</tbody>")
+        .context("no end of the table")?;
+    ensure!(
+        table.contains(">spin_one</th>") && table.contains(">spin_other</th>"),
+        "{table}"
+    );
+    let (_, json) = rest
+        .split_once("type=\"application/json\">")
+        .context("no data")?;
+    let (json, _) = json.split_once("</script>").context("no end of the data")?;
+    let data: serde_json::Value = serde_json::from_str(json)?;
+    for thread in ["spinner-one", "spinner-other"] {
+        let names = data["threads"].as_array().context("threads")?;
+        ensure!(
+            names.iter().any(|name| name == thread),
+            "{thread}: {names:?}"
+        );
+    }
+    for part in ["/flamegraph.js", "/flamegraph.css"] {
+        ensure!(
+            page.contains(part) && agent.get(part)?.status == 200,
+            "{part}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_not_kept_is_refused() -> Result<()> {
     let agent = Agent::start()?;
     let off = Agent::command()?

@@ -3,12 +3,35 @@
 Makes a fixed list of calls and prints a line of JSON for each request that went over the wire: what
 the client calls the operation and the index, the status, what the answer says (`took`, `hits.total`,
 `_shards`, the error's type, the cluster's health, the items of a bulk request), the operations of a
-bulk or `msearch` request, and the seconds that the client's own transport counts.
+bulk or `msearch` request, and the seconds that the client's own transport and its socket count.
 """
 
 import json
+import socket
 import sys
 import time
+
+
+class Wire:
+    """When the client's own socket moved its first and its last byte."""
+
+    def __init__(self):
+        self.sent = self.received = None
+        send, receive = socket.socket.sendall, socket.socket.recv_into
+
+        def sendall(*args):
+            self.sent = self.sent or time.monotonic()
+            return send(*args)
+
+        def recv_into(*args):
+            count = receive(*args)
+            self.received = time.monotonic()
+            return count
+
+        socket.socket.sendall, socket.socket.recv_into = sendall, recv_into
+
+    def restart(self):
+        self.sent = self.received = None
 
 
 class Recorder:
@@ -16,6 +39,7 @@ class Recorder:
 
     def __init__(self):
         self.requests = []
+        self.wire = Wire()
 
     def recording(self, base):
         """A connection class of the client, that writes down each request."""
@@ -24,6 +48,7 @@ class Recorder:
         class Recording(base):
             def perform_request(self, method, url, *args, **kwargs):
                 start = time.monotonic()
+                recorder.wire.restart()
                 answer = None
                 try:
                     status, headers, body = super().perform_request(method, url, *args, **kwargs)
@@ -34,7 +59,8 @@ class Recorder:
                     raise
                 finally:
                     seconds = time.monotonic() - start
-                    recorder.requests.append((method, url, status, answer, seconds))
+                    wire_seconds = recorder.wire.received - recorder.wire.sent
+                    recorder.requests.append((method, url, status, answer, seconds, wire_seconds))
                 return status, headers, body
 
         return Recording
@@ -267,7 +293,7 @@ def main():
             # The Elasticsearch client asks who answers before its first call.
             asked = [("info", "", None)] * len(before) + [(operation, index, batch_size)]
             for request, (operation, index, batch_size) in zip([*before, own], asked):
-                method, path, status, answer, seconds = request
+                method, path, status, answer, seconds, wire_seconds = request
                 facts = object_of(answer)
                 is_health = operation == "cluster.health" and index == ""
                 hits = facts.get("hits") if operation in ("search", "scroll") else None
@@ -289,6 +315,7 @@ def main():
                     "batch_size": batch_size,
                     "items": items_of(facts) if operation == "bulk" else [],
                     "seconds": seconds,
+                    "wire_seconds": wire_seconds,
                 }
                 print(json.dumps(line))
 

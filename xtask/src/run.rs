@@ -24,7 +24,7 @@ const KEPT_VARIABLES: &str = "TELLTALE_CONFIG,TELLTALE_LISTEN,TELLTALE_LOG_FORMA
 /// When the build fails or the machine cannot run the agent; on success this does not return.
 pub(crate) fn run(flags: &[String]) -> Result<()> {
     preflight()?;
-    let agent = build_agent()?;
+    let agent = build_agent("quick")?;
     let mut command = if host::is_root() {
         Command::new(&agent)
     } else {
@@ -50,20 +50,18 @@ pub(crate) fn run(flags: &[String]) -> Result<()> {
     Err(command.exec()).with_context(|| format!("cannot start {}", agent.display()))
 }
 
-/// Builds the release agent and returns its path.
+/// Builds the agent by that profile of Cargo.toml and returns its path.
 ///
 /// # Errors
 /// When the build fails.
-pub(crate) fn build_agent() -> Result<PathBuf> {
-    run_command(cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "agent",
-        "--bin",
-        "telltale",
-    ]))?;
-    Ok(paths::target().join("release/telltale"))
+pub(crate) fn build_agent(profile: &str) -> Result<PathBuf> {
+    let arguments = ["--package", "agent", "--bin", "telltale"];
+    run_command(
+        cargo()
+            .args(["build", "--profile", profile])
+            .args(arguments),
+    )?;
+    Ok(paths::target().join(profile).join("telltale"))
 }
 
 /// What can be told before the build, which takes a minute or two.

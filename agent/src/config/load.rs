@@ -104,6 +104,11 @@ impl Config {
                 *url = endpoint_url(url, source_name, key)?;
             }
         }
+        let polled = self.elasticsearch.poll.endpoints.iter_mut();
+        for (index, url) in polled.enumerate() {
+            let key = format!("elasticsearch.poll.endpoints[{index}]");
+            *url = endpoint_url(url, source_name, &key)?;
+        }
         Ok(self)
     }
 

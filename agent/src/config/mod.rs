@@ -11,6 +11,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -246,8 +247,8 @@ pub struct MetricsConfig {
     pub buckets: BTreeMap<String, Vec<f64>>,
     /// Label sets that a metric may have; what comes later is counted as a loss.
     pub max_series: usize,
-    /// The kernel measures each run of a kernel program.
-    pub program_statistics: bool,
+    /// When the kernel measures the runs of kernel programs.
+    pub program_statistics: ProgramStatistics,
 }
 
 impl Default for MetricsConfig {
@@ -255,9 +256,22 @@ impl Default for MetricsConfig {
         Self {
             buckets: BTreeMap::new(),
             max_series: 10_000,
-            program_statistics: true,
+            program_statistics: ProgramStatistics::default(),
         }
     }
+}
+
+/// When the kernel measures the runs of kernel programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProgramStatistics {
+    /// One second in ten, which stands for all ten.
+    #[default]
+    Sampled,
+    /// All the time.
+    Always,
+    /// Never.
+    Off,
 }
 
 /// Where the kernel side sees the bytes of stream sockets.
@@ -310,6 +324,31 @@ pub struct ElasticsearchConfig {
     pub endpoints: Vec<String>,
     /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
     pub query_text: bool,
+    /// Asking clusters for their health.
+    pub poll: PollConfig,
+}
+
+/// Asking clusters for their health, for those that nobody else asks. Off while `endpoints` is empty.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PollConfig {
+    /// `http://host:port`, with a path where a proxy has the API behind one.
+    pub endpoints: Vec<String>,
+    /// How often each is asked.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+    /// File with the value of the `Authorization` header: `ApiKey …`, `Basic …`.
+    pub authorization_file: Option<PathBuf>,
+}
+
+impl Default for PollConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            interval: Duration::from_secs(30),
+            authorization_file: None,
+        }
+    }
 }
 
 /// CPU profiles: what a request may ask for, and what is taken without being asked.

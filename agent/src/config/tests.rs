@@ -334,6 +334,19 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
             "t.yaml: not valid YAML: non-finite float `.inf` rejected by the configured policy at line 1, column 50",
         ),
         (
+            "elasticsearch: {poll: {endpoints: [\"https://es:9200\"]}}",
+            "t.yaml: `elasticsearch.poll.endpoints[0]` is `https://es:9200`; allowed: http://host:port \
+             (TLS is not built in)",
+        ),
+        (
+            "elasticsearch: {poll: {interval: 1h}}",
+            "t.yaml: `elasticsearch.poll.interval` is `3600s`; allowed: 1000ms to 120s",
+        ),
+        (
+            "elasticsearch: {poll: {authorization_file: /nowhere}}",
+            "t.yaml: `elasticsearch.poll.authorization_file` is `/nowhere`; allowed: a file",
+        ),
+        (
             "elasticsearch: {endpoints: [es]}",
             "t.yaml: `elasticsearch.endpoints[0]` is `es`; allowed: host:port or \
              host:port/prefix (`10.0.0.7:9200`, `proxy:80/es`)",
@@ -474,7 +487,7 @@ proptest! {
     fn any_value_of_any_key_is_survived_and_refused_in_one_line(
         key in prop::sample::select(vec![
             "listen", "log", "otlp", "targets", "routes", "metrics", "tap", "capture", "elasticsearch",
-            "profile", "otlp.timeout", "otlp.headers", "otlp.endpoint", "capture.bytes", "capture.ring_bytes",
+            "profile", "elasticsearch.poll", "otlp.timeout", "otlp.headers", "otlp.endpoint", "capture.bytes", "capture.ring_bytes",
             "metrics.buckets", "targets.include", "routes.templates", "profile.max_duration", "nothing",
         ]),
         value in "[-0-9a-zA-Z.:/@\\[\\]{}'\", #&*!|>%]{0,24}|-?[0-9]{1,25}(ms|s|m|h|KiB|MiB)?",

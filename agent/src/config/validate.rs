@@ -98,6 +98,15 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
             return Err(checker.error(&key, endpoint, allowed));
         }
     }
+    let poll = &config.elasticsearch.poll;
+    // Less than the time after which what a cluster said is no longer shown.
+    checker.duration("elasticsearch.poll.interval", poll.interval, 1_000, 120_000)?;
+    if let Some(path) = &poll.authorization_file
+        && !path.is_file()
+    {
+        let key = "elasticsearch.poll.authorization_file";
+        return Err(checker.error(key, &path.display().to_string(), "a file"));
+    }
     checker.duration(
         "profile.max_duration",
         config.profile.max_duration,

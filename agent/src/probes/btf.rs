@@ -32,6 +32,7 @@ const MAGIC: u16 = 0xeb9f;
 // Kinds, and how many bytes follow the 12 bytes that every type has.
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FORWARD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
@@ -152,6 +153,49 @@ impl Btf {
             .any(|kind| kind.kind() == KIND_TYPEDEF && self.name_is(kind.name, &typedef))
     }
 
+    /// The same types with nothing left but the prototypes of tracepoints, under the same numbers.
+    /// It is all that the loader looks for, and a tenth of what it would keep of every type.
+    #[must_use]
+    pub fn tracepoints(&self) -> Vec<u8> {
+        const HEADER_BYTES: u32 = 24;
+        const NAMELESS: [u32; 3] = [0, KIND_FORWARD << 24, 0];
+        let mut types = Vec::with_capacity(self.types.len() * 12);
+        let mut strings = vec![0];
+        for &at in self.types.iter().skip(1) {
+            let kept = read_type(&self.data, at as usize)
+                .filter(|kind| kind.kind() == KIND_TYPEDEF)
+                .and_then(|kind| Some((kind, self.tracepoint_name(kind.name)?)));
+            let words = match kept {
+                Some((kind, name)) => {
+                    let position = strings.len() as u32;
+                    strings.extend_from_slice(name);
+                    strings.push(0);
+                    [position, kind.info, kind.size_or_type]
+                }
+                None => NAMELESS,
+            };
+            types.extend(words.into_iter().flat_map(u32::to_ne_bytes));
+        }
+        let (types_len, strings_len) = (types.len() as u32, strings.len() as u32);
+        let mut blob = Vec::with_capacity(HEADER_BYTES as usize + types.len() + strings.len());
+        blob.extend(MAGIC.to_ne_bytes());
+        // Version 1, no flags.
+        blob.extend([1, 0]);
+        for word in [HEADER_BYTES, 0, types_len, types_len, strings_len] {
+            blob.extend(word.to_ne_bytes());
+        }
+        blob.append(&mut types);
+        blob.append(&mut strings);
+        blob
+    }
+
+    /// The name at `offset`, where it is that of a tracepoint's prototype.
+    fn tracepoint_name(&self, offset: u32) -> Option<&[u8]> {
+        let rest = self.data.get(self.strings + offset as usize..)?;
+        let name = rest.split(|&byte| byte == 0).next()?;
+        name.starts_with(b"btf_trace_").then_some(name)
+    }
+
     /// The structure of that name.
     fn structure(&self, name: &str) -> Option<Type> {
         self.types
@@ -270,6 +314,28 @@ mod tests {
     }
 
     #[test]
+    fn tracepoints_keep_their_numbers() {
+        let blob = Btf::of_kernel().unwrap().tracepoints();
+        let whole = std::fs::metadata(VMLINUX).unwrap().len();
+        assert!((blob.len() as u64) < whole);
+        assert!(aya::Btf::parse(&blob, aya::Endianness::default()).is_ok());
+        let full = Btf::of_kernel().unwrap();
+        let outline = Btf::parse(blob).unwrap();
+        assert_eq!(outline.types.len(), full.types.len());
+        for name in ["sys_exit", "sched_process_exec", "tcp_destroy_sock"] {
+            let typedef = format!("btf_trace_{name}");
+            let number = |btf: &Btf| {
+                btf.types.iter().skip(1).position(|&at| {
+                    let kind = read_type(&btf.data, at as usize).unwrap();
+                    kind.kind() == KIND_TYPEDEF && btf.name_is(kind.name, &typedef)
+                })
+            };
+            assert!(number(&full).is_some());
+            assert_eq!(number(&outline), number(&full), "{name}");
+        }
+    }
+
+    #[test]
     fn missing_members_and_bit_fields_are_told() {
         let btf = Btf::of_kernel().expect("the kernel shows its BTF");
         for (structure, path) in [
@@ -291,6 +357,7 @@ mod tests {
             }
             if let Ok(btf) = Btf::parse(data) {
                 let _ = btf.offset("a", "b.c");
+                let _ = btf.tracepoints();
             }
         }
     }

@@ -105,11 +105,12 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, has_socket_tap) = {
+    let (offsets, has_socket_tap, tracepoints) = {
         let btf = Btf::of_kernel()?;
         (
             offsets::resolve(&btf)?,
             btf.has_tracepoint("sock_send_length"),
+            btf.tracepoints(),
         )
     };
     let tap = TapVariant::choose(options.tap, has_socket_tap)?;
@@ -121,7 +122,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let config = constants(options, offsets, rings);
     lift_memory_lock();
-    let btf = aya::Btf::from_sys_fs()?;
+    let btf = aya::Btf::parse(&tracepoints, aya::Endianness::default())?;
+    drop(tracepoints);
     // aya-log counts from 1, error, to 5, trace; 0 is off.
     let log_level: u8 = if options.verbose { 4 } else { 0 };
     let mut loader = EbpfLoader::new();

@@ -27,6 +27,8 @@ pub(super) struct Known {
     processes: Arc<ProcessTable>,
     images: Images,
     identities: HashMap<ImageKey, Identity>,
+    /// Met since something was forgotten last: their samples may still be in the kernel's map.
+    young: HashSet<ImageKey>,
     unwinder: Unwinder,
 }
 
@@ -37,6 +39,7 @@ impl Known {
             processes,
             images: Images::new("/proc"),
             identities: HashMap::new(),
+            young: HashSet::new(),
             unwinder,
         }
     }
@@ -64,7 +67,10 @@ impl Known {
                 };
                 Identity::read(process, Path::new("/proc"))
             };
-            self.identities.entry(image).or_insert_with(identity);
+            self.identities.entry(image).or_insert_with(|| {
+                self.young.insert(image);
+                identity()
+            });
         }
     }
 
@@ -107,15 +113,51 @@ impl Known {
         }
     }
 
-    /// Forgets the processes that nobody has samples of any more.
-    pub(super) fn retain(&mut self, keys: &HashSet<ImageKey>) {
-        self.images.retain(keys);
-        self.identities.retain(|key, _| keys.contains(key));
+    /// Forgets the processes that nobody has samples of: those not among `sampled`.
+    pub(super) fn retain(&mut self, sampled: HashSet<ImageKey>) {
+        let mut kept = sampled;
+        kept.extend(self.young.drain());
+        self.images.retain(&kept);
+        self.identities.retain(|key, _| kept.contains(key));
     }
 
     /// Forgets everything and closes the files.
     pub(super) fn clear(&mut self) {
         self.images.clear();
         self.identities.clear();
+        self.young.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_forgotten_when_nobody_has_samples_of_it() {
+        let mut known = Known::new(Arc::new(ProcessTable::default()), Unwinder::idle());
+        let key = |image| SampleKey {
+            stack_hash: [0; 2],
+            image,
+            pid: std::process::id(),
+            tid: std::process::id(),
+            epoch: 1,
+            flags: 0,
+            comm: [0; 16],
+        };
+        let image = |image| ImageKey {
+            pid: std::process::id(),
+            image,
+        };
+        known.observe(&key(1), &[]);
+        known.observe(&key(2), &[]);
+        // Their samples may not have been read yet.
+        known.retain(HashSet::new());
+        assert_eq!(known.identities.len(), 2);
+        known.retain(HashSet::from([image(2)]));
+        assert_eq!(known.identities.keys().collect::<Vec<_>>(), [&image(2)]);
+        known.observe(&key(1), &[]);
+        known.retain(HashSet::new());
+        assert_eq!(known.identities.keys().collect::<Vec<_>>(), [&image(1)]);
     }
 }

@@ -1,6 +1,5 @@
 //! Continuous profiling: everything that runs, at a low rate, for as long as is configured.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use profile::{History, Span, Store, Thread};
@@ -113,8 +112,8 @@ impl Recorder {
     }
 
     /// Processes of which there are samples.
-    pub(super) fn images(&self) -> HashSet<ImageKey> {
+    pub(super) fn images(&self) -> impl Iterator<Item = ImageKey> {
         let kept = self.history.threads().map(ImageKey::of);
-        kept.chain(self.store.threads().map(ImageKey::of)).collect()
+        kept.chain(self.store.threads().map(ImageKey::of))
     }
 }

@@ -11,7 +11,7 @@ use super::known::Known;
 use super::target::Selector;
 use super::thin::Thin;
 use crate::probes::sampler::RawSample;
-use crate::symbolize::Request;
+use crate::symbolize::{ImageKey, Request};
 
 /// Most different stacks of one profile: some 30 MB of them.
 const MAX_STACKS: usize = 50_000;
@@ -97,6 +97,11 @@ impl Session {
                 self.store.add(thread, stack(sample), count);
             }
         }
+    }
+
+    /// Processes that it has samples of.
+    pub(super) fn images(&self) -> impl Iterator<Item = ImageKey> {
+        self.store.threads().map(ImageKey::of)
     }
 
     /// Hands over what was collected until `now`.

@@ -36,7 +36,7 @@ const COUNTS_A_TURN: u64 = 8192;
 const LEAST_CLOCK_HZ: u32 = 19;
 
 /// How long continuous profiling rests after the sampler failed.
-const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
 /// How often processes that nobody has samples of any more are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
@@ -362,15 +362,15 @@ impl Worker {
         len.clamp(SHORTEST_TURN, LONGEST_TURN)
     }
 
-    /// Forgets the processes that nobody has samples of. Sessions don't tell of whom they have
-    /// some, so that nothing is forgotten while there are any.
+    /// Forgets the processes that nobody has samples of.
     fn forget(&mut self) {
-        if let Some(recorder) = &self.recorder
-            && self.sessions.is_empty()
-        {
-            self.known.retain(&recorder.images());
-            self.forgot = Instant::now();
+        let sampled = self.sessions.iter().flat_map(Session::images);
+        let mut images: HashSet<_> = sampled.collect();
+        if let Some(recorder) = &self.recorder {
+            images.extend(recorder.images());
         }
+        self.known.retain(images);
+        self.forgot = Instant::now();
     }
 
     fn settle(&mut self, done: Result<(), SamplerError>) {

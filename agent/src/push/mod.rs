@@ -40,9 +40,12 @@ pub enum PushError {
     /// A URL or a header that cannot be used.
     #[error("{0}: {1}")]
     Setup(String, String),
-    /// The server cannot be reached, or refuses.
+    /// The server cannot be reached, or is not able to answer now.
     #[error("{0}")]
-    Send(String),
+    Unavailable(String),
+    /// The server does not take this, now or later.
+    #[error("refused: {0}")]
+    Refused(String),
 }
 
 /// What is sent at a time.
@@ -158,12 +161,13 @@ impl Push {
     }
 
     async fn send(&self, batch: &Batch) {
-        let samples = batch.profiles.iter().map(|profile| profile.samples).sum();
         let mut troubles = Vec::new();
         for (name, server, lost) in &self.servers {
-            if let Err(error) = server.send_patiently(batch).await {
+            let unsent = server.send(batch).await;
+            let samples: u64 = unsent.iter().map(|(samples, _)| samples).sum();
+            lost.inc_by(samples);
+            if let Some((_, error)) = unsent.first() {
                 tracing::warn!(server = name, %error, samples, "profiles were not sent");
-                lost.inc_by(samples);
                 troubles.push(format!("{name}: {error}"));
             }
         }
@@ -177,22 +181,51 @@ impl Push {
 }
 
 impl Server {
-    async fn send_patiently(&self, batch: &Batch) -> Result<(), PushError> {
-        let mut pause = FIRST_PAUSE;
-        let mut attempt = 1;
-        loop {
-            let sent = match self {
-                Self::Pyroscope(server) => server.send(batch).await,
-                Self::Parca(server) => server.send(batch).await,
-            };
-            if sent.is_ok() || attempt == ATTEMPTS {
-                return sent;
+    /// Sends a batch; what could not be sent is told with its samples and the reason.
+    async fn send(&self, batch: &Batch) -> Vec<(u64, PushError)> {
+        let samples = |profiles: &[ServiceProfile]| -> u64 {
+            profiles.iter().map(|profile| profile.samples).sum()
+        };
+        let mut unsent = Vec::new();
+        match self {
+            Self::Parca(server) => {
+                if let Err(error) = patiently(|| server.send(batch)).await {
+                    unsent.push((samples(&batch.profiles), error));
+                }
             }
-            attempt += 1;
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            // A message a service: what is refused of one is no reason to send another again.
+            Self::Pyroscope(server) => {
+                for (at, profile) in batch.profiles.iter().enumerate() {
+                    match patiently(|| server.send(batch, profile)).await {
+                        Ok(()) => {}
+                        Err(error @ PushError::Unavailable(_)) => {
+                            unsent.push((samples(&batch.profiles[at..]), error));
+                            break;
+                        }
+                        Err(error) => unsent.push((profile.samples, error)),
+                    }
+                }
+            }
         }
+        unsent
     }
+}
+
+/// Tries again, after longer and longer pauses, while the server is not available.
+async fn patiently<F>(mut send: impl FnMut() -> F) -> Result<(), PushError>
+where
+    F: Future<Output = Result<(), PushError>>,
+{
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..ATTEMPTS {
+        match send().await {
+            Err(PushError::Unavailable(_)) => {}
+            done => return done,
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    send().await
 }
 
 impl Batch {

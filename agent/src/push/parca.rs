@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, client::Grpc};
+use tonic::{Code, Request, Status, client::Grpc};
 use tonic_prost::ProstCodec;
 
 use super::{Batch, PushError, TIMEOUT};
@@ -97,15 +97,27 @@ impl Parca {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.headers.clone();
         let mut client = Grpc::new(self.channel.clone());
-        let refused = |error: &dyn std::fmt::Display| PushError::Send(error.to_string());
-        client.ready().await.map_err(|error| refused(&error))?;
+        let ready = client.ready().await;
+        ready.map_err(|error| PushError::Unavailable(super::chain(&error)))?;
         let codec = ProstCodec::<WriteRawRequest, WriteRawResponse>::default();
         let path = PathAndQuery::from_static(METHOD);
         client
             .unary(request, path, codec)
             .await
-            .map_err(|status| refused(&format!("{}: {}", status.code(), status.message())))?;
+            .map_err(|status| failure(&status))?;
         Ok(())
+    }
+}
+
+fn failure(status: &Status) -> PushError {
+    let told = format!("{}: {}", status.code(), status.message());
+    match status.code() {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Cancelled
+        | Code::Unknown => PushError::Unavailable(told),
+        _ => PushError::Refused(told),
     }
 }
 

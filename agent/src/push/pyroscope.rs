@@ -33,26 +33,26 @@ impl Pyroscope {
         }
     }
 
-    /// Sends the profile of each service.
-    pub(super) async fn send(&self, batch: &Batch) -> Result<(), PushError> {
-        for profile in &batch.profiles {
-            let sent = tokio::time::timeout(TIMEOUT, self.send_one(batch, profile));
-            sent.await
-                .map_err(|_| PushError::Send(format!("no answer in {} s", TIMEOUT.as_secs())))??;
-        }
-        Ok(())
+    /// Sends the profile of a service.
+    pub(super) async fn send(
+        &self,
+        batch: &Batch,
+        profile: &ServiceProfile,
+    ) -> Result<(), PushError> {
+        let sent = tokio::time::timeout(TIMEOUT, self.post(batch, profile)).await;
+        let too_late = |_| PushError::Unavailable(format!("no answer in {} s", TIMEOUT.as_secs()));
+        sent.map_err(too_late)?
     }
 
-    async fn send_one(&self, batch: &Batch, profile: &ServiceProfile) -> Result<(), PushError> {
-        let refused = |error: &dyn std::fmt::Display| PushError::Send(error.to_string());
+    async fn post(&self, batch: &Batch, profile: &ServiceProfile) -> Result<(), PushError> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("{}/ingest?{}", self.base, query(batch, profile)))
             .body(Full::from(profile.pprof.clone()))
-            .map_err(|error| refused(&error))?;
+            .map_err(|error| PushError::Refused(error.to_string()))?;
         *request.headers_mut() = self.headers.clone();
         let response = self.client.request(request).await;
-        let response = response.map_err(|error| refused(&super::chain(&error)))?;
+        let response = response.map_err(|error| PushError::Unavailable(super::chain(&error)))?;
         let status = response.status();
         if status == StatusCode::OK {
             return Ok(());
@@ -61,7 +61,13 @@ impl Pyroscope {
         let reason = reason.collect().await;
         let reason = reason.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         let reason = String::from_utf8_lossy(&reason).replace(char::is_control, " ");
-        Err(PushError::Send(format!("{status} {}", reason.trim())))
+        let told = format!("{status} {}", reason.trim());
+        let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        Err(if may_pass {
+            PushError::Unavailable(told)
+        } else {
+            PushError::Refused(told)
+        })
     }
 }
 
@@ -87,9 +93,10 @@ fn query(batch: &Batch, profile: &ServiceProfile) -> String {
     )
 }
 
-/// A name or value without what would end it.
+/// A name or value of what the server allows in names of applications.
 fn clean(text: &str) -> String {
-    text.replace(['{', '}', ',', '=', '"'], "_")
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    text.replace(|c: char| !is_allowed(c), "_")
 }
 
 #[cfg(test)]
@@ -108,13 +115,13 @@ mod tests {
             profiles: Vec::new(),
         };
         let profile = ServiceProfile {
-            service: "shop {a=b}".into(),
+            service: "shop:{a=b}".into(),
             pprof: Vec::new(),
             samples: 1,
         };
         assert_eq!(
             query(&batch, &profile),
-            "name=shop%20%5Fa%5Fb%5F%7Bhostname%3Dnode%2D1%7D&from=10&until=25&format=pprof\
+            "name=shop%5F%5Fa%5Fb%5F%7Bhostname%3Dnode%2D1%7D&from=10&until=25&format=pprof\
              &sampleRate=19&spyName=telltale"
         );
     }

@@ -59,14 +59,16 @@ impl SelfMetrics {
         let seconds = CounterVec::new(
             Opts::new(
                 "telltale_bpf_run_seconds_total",
-                "Time spent in a kernel program, by the kernel's own statistics.",
+                "Time spent in a kernel program, by the kernel's own statistics of one second in ten, \
+                 unless program_statistics says otherwise.",
             ),
             &["program"],
         )?;
         let runs = IntCounterVec::new(
             Opts::new(
                 "telltale_bpf_runs_total",
-                "Runs of a kernel program, by the kernel's own statistics.",
+                "Runs of a kernel program, by the kernel's own statistics of one second in ten, unless \
+                 program_statistics says otherwise.",
             ),
             &["program"],
         )?;

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use profile::Thread;
 
@@ -15,6 +16,12 @@ use super::maps::{self, MapsEntry};
 /// Most files that are held open for sampled processes. The soft limit on open files is usually
 /// 1024, and the agent needs some itself.
 const MAX_OPEN_FILES: usize = 300;
+
+/// First pause after a look in vain.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest pause after looks in vain.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Most process images of one profile.
 const MAX_IMAGES: usize = 8192;
@@ -72,10 +79,35 @@ pub struct PerfMapFile {
     pub len_when_found: u64,
 }
 
+/// When to look again for code that no mapping holds. Reading the maps of a large process takes
+/// longer than all else that is done for a sample, and what frame pointers lead to in code without
+/// them is often no code at all: each look in vain makes the next one wait twice as long.
+#[derive(Clone, Debug, Default)]
+struct Looks {
+    last: Option<Instant>,
+    pause: Duration,
+}
+
+impl Looks {
+    fn is_due(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() >= self.pause)
+    }
+
+    fn note(&mut self, found: bool) {
+        self.last = Some(Instant::now());
+        self.pause = if found {
+            Duration::ZERO
+        } else {
+            (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+        };
+    }
+}
+
 /// What one process image had mapped.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     regions: Vec<Region>,
+    looks: Looks,
     perf_map: Option<Arc<PerfMapFile>>,
 }
 
@@ -138,11 +170,13 @@ impl Images {
         }
         let image = self.images.entry(key).or_default();
         // Code may have been mapped since the last look.
-        if addresses
-            .iter()
-            .any(|address| image.position(*address).is_none())
-        {
+        let misses = |image: &Image| {
+            let mut addresses = addresses.iter();
+            addresses.any(|address| image.position(*address).is_none())
+        };
+        if misses(image) && image.looks.is_due() {
             refresh(image, &self.proc_root, key, tid);
+            image.looks.note(!misses(image));
         }
         for address in addresses {
             let Some(position) = image.position(*address) else {
@@ -324,6 +358,26 @@ mod tests {
             *std::env::current_exe().unwrap().to_str().unwrap()
         );
         assert!(image.region(0).is_none());
+    }
+
+    #[test]
+    fn looks_in_vain_become_rare() {
+        let mut images = Images::new("/proc");
+        let here = own_key as fn() -> ImageKey as usize as u64;
+        let nowhere = u64::MAX - 1;
+        images.observe(own_key(), own_key().pid, &[here]);
+        let mut looks = 0;
+        let mut last = images.get(own_key()).unwrap().looks.last;
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(400) {
+            images.observe(own_key(), own_key().pid, &[here, nowhere]);
+            let now = images.get(own_key()).unwrap().looks.last;
+            looks += u32::from(now != last);
+            last = now;
+        }
+        // One at once, and after 50, 150 and 350 ms.
+        assert!((2..=4).contains(&looks), "{looks} looks");
+        assert!(images.get(own_key()).unwrap().region(here).is_some());
     }
 
     #[test]

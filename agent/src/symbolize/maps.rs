@@ -42,12 +42,15 @@ pub fn parse(text: &[u8]) -> Vec<MapsEntry> {
 
 /// `start-end perms offset major:minor inode path` (proc(5)).
 fn parse_line(line: &[u8]) -> Option<MapsEntry> {
+    // Most lines are of data: no more is read of them.
+    let permissions = line.iter().position(|byte| *byte == b' ')? + 1;
+    if line.get(permissions + 2) != Some(&b'x') {
+        return None;
+    }
     let line = String::from_utf8_lossy(line);
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
-    if fields.next()?.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
+    let _permissions = fields.next()?;
     let file_offset = u64::from_str_radix(fields.next()?, 16).ok()?;
     let _device = fields.next()?;
     let inode = fields.next()?.parse().ok()?;

@@ -57,11 +57,11 @@ pub(crate) struct AgentFigures {
 }
 
 impl Agent {
-    /// Starts the agent on these processors and waits until it is ready.
+    /// Starts the agent on these processors, with this configuration, and waits until it is ready.
     ///
     /// # Errors
     /// When it ends or is not ready in twenty seconds; with its log.
-    pub(crate) fn start(binary: &Path, processors: &str) -> Result<Self> {
+    pub(crate) fn start(binary: &Path, processors: &str, config: &str) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("telltale-bench-")
             .tempdir()?;
@@ -70,11 +70,14 @@ impl Agent {
             .port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let log = File::create(folder.path().join("output.log"))?;
+        let config_path = folder.path().join("telltale.yaml");
+        fs::write(&config_path, config)?;
         let started = Instant::now();
         let child = Command::new("taskset")
             .args(["--cpu-list", processors])
             .arg(binary)
-            .args(["run", "--listen", &address.to_string()])
+            .args(["run", "--listen", &address.to_string(), "--config"])
+            .arg(&config_path)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -138,7 +141,7 @@ impl Agent {
             served,
             server_counted: server_counted as u64,
             client_counted: client_counted as u64,
-            losses: since(above_zero(&metrics, LOSSES), &self.losses_at_start),
+            losses: under_load(since(above_zero(&metrics, LOSSES), &self.losses_at_start)),
             exchanges: above_zero(&metrics, EXCHANGES),
             programs_ns: total(&metrics, "telltale_bpf_run_seconds_total", |_| true) * 1e9,
             verified_instructions: self.verified_instructions()?,
@@ -277,6 +280,15 @@ fn since(now: BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap
         (labels, count)
     });
     grown.filter(|(_, count)| *count > 0).collect()
+}
+
+/// The losses that are the load's: what began before the agent, and other programs' TLS, are not.
+fn under_load(losses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let of_others = [label("reason", "before_agent"), label("reason", "tls")];
+    let losses = losses.into_iter();
+    losses
+        .filter(|(labels, _)| !of_others.iter().any(|other| labels.contains(other)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -43,6 +43,14 @@ pub(crate) struct Bench {
     agent: Option<PathBuf>,
 }
 
+/// What a target showed.
+struct Measured {
+    pairs: Vec<Pair>,
+    /// Nanoseconds in kernel programs a request, of a run of its own: the kernel's measuring of
+    /// each run of a program costs throughput.
+    programs_ns_per_request: f64,
+}
+
 /// A run with the agent beside one without.
 struct Pair {
     without: WrkResult,
@@ -67,7 +75,7 @@ pub(crate) fn bench(arguments: &Bench) -> Result<()> {
     }
     let agent = match &arguments.agent {
         Some(agent) => agent.clone(),
-        None => build_agent()?,
+        None => build_agent("release")?,
     };
     if !host::is_root() {
         return Err(again_by_sudo(&agent)?);
@@ -103,24 +111,24 @@ fn measure(
     processors: &Processors,
     nginx: &Nginx,
     target: Target,
-) -> Result<Vec<Pair>> {
+) -> Result<Measured> {
     let load = |seconds| nginx.load(target, &processors.load, arguments.connections, seconds);
     // Caches and the processor's clock settle.
     load(1)?;
+    let with_agent = |config: &str| -> Result<(WrkResult, AgentFigures)> {
+        let agent = Agent::start(binary, &processors.agent, config)?;
+        let served_before = nginx.requests()?;
+        let result = load(arguments.seconds)?;
+        // nginx counts the request for its status too.
+        let served = nginx.requests()? - served_before - 1;
+        Ok((result, agent.stop(served)?))
+    };
     let mut pairs = Vec::new();
     for number in 0..arguments.pairs {
-        let with_agent = || -> Result<(WrkResult, AgentFigures)> {
-            let agent = Agent::start(binary, &processors.agent)?;
-            let served_before = nginx.requests()?;
-            let result = load(arguments.seconds)?;
-            // nginx counts the request for its status too.
-            let served = nginx.requests()? - served_before - 1;
-            Ok((result, agent.stop(served)?))
-        };
         let (without, (with, agent)) = if number % 2 == 0 {
-            (load(arguments.seconds)?, with_agent()?)
+            (load(arguments.seconds)?, with_agent("")?)
         } else {
-            let with = with_agent()?;
+            let with = with_agent("")?;
             (load(arguments.seconds)?, with)
         };
         if !arguments.json {
@@ -140,7 +148,11 @@ fn measure(
         // The ports of closed connections come free, the kernel frees what the agent held.
         thread::sleep(Duration::from_millis(200));
     }
-    Ok(pairs)
+    let (result, figures) = with_agent("metrics: {program_statistics: always}")?;
+    Ok(Measured {
+        pairs,
+        programs_ns_per_request: figures.programs_ns / result.requests.max(1) as f64,
+    })
 }
 
 /// Which processors each side may use, as taskset takes them.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::load::Target;
-use super::{Pair, object_bytes};
+use super::{Measured, Pair, object_bytes};
 
 /// The promises: throughput kept, and the agent's own size.
 const MIN_THROUGHPUT_RATIO: f64 = 0.90;
@@ -56,11 +56,11 @@ impl Report {
     ///
     /// # Errors
     /// When the committed object cannot be read.
-    pub(crate) fn of(machine: String, scenarios: &[(Target, Vec<Pair>)]) -> Result<Self> {
+    pub(crate) fn of(machine: String, scenarios: &[(Target, Measured)]) -> Result<Self> {
         let agents = || {
             scenarios
                 .iter()
-                .flat_map(|(_, pairs)| pairs)
+                .flat_map(|(_, measured)| &measured.pairs)
                 .map(|pair| &pair.agent)
         };
         let verified = agents().flat_map(|agent| agent.verified_instructions.clone());
@@ -70,7 +70,7 @@ impl Report {
             machine,
             scenarios: scenarios
                 .iter()
-                .map(|(target, pairs)| Scenario::of(*target, pairs))
+                .map(|(target, measured)| Scenario::of(*target, measured))
                 .collect(),
             ready_ms: median(agents().map(|agent| agent.ready_ms)),
             ready_ms_max: agents().map(|agent| agent.ready_ms).fold(0.0, f64::max),
@@ -160,11 +160,11 @@ impl Report {
 }
 
 impl Scenario {
-    fn of(target: Target, pairs: &[Pair]) -> Self {
+    fn of(target: Target, measured: &Measured) -> Self {
+        let pairs = &measured.pairs;
         let ratio = |pair: &Pair| pair.with.per_second() / pair.without.per_second();
         let ratios = || pairs.iter().map(ratio);
         let requests: u64 = pairs.iter().map(|pair| pair.with.requests).sum();
-        let programs_ns: f64 = pairs.iter().map(|pair| pair.agent.programs_ns).sum();
         Self {
             name: target.to_string(),
             without_per_second: median(pairs.iter().map(|pair| pair.without.per_second())),
@@ -189,7 +189,7 @@ impl Scenario {
             losses: summed(pairs.iter().map(|pair| &pair.agent.losses)),
             exchanges: summed(pairs.iter().map(|pair| &pair.agent.exchanges)),
             agent_cpus: median(pairs.iter().map(|pair| pair.agent.cpus)),
-            programs_ns_per_request: programs_ns / requests.max(1) as f64,
+            programs_ns_per_request: measured.programs_ns_per_request,
         }
     }
 

@@ -55,7 +55,7 @@ pub(crate) fn test(arguments: &Test) -> Result<ExitCode> {
         outcomes.push(Outcome::of("unit and property tests", command)?);
     }
     if !suites.is_empty() {
-        let agent = build_agent()?;
+        let agent = build_agent("quick")?;
         if !host::is_root() {
             println!("The agent loads programs into the kernel: its tests run as root, by sudo.");
         }

@@ -69,6 +69,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "failures",
     "monitoring",
     "elasticsearch",
+    "elasticsearch_services",
 ];
 const PYTHON: &[&str] = &[
     "workloads",
@@ -80,6 +81,7 @@ const PYTHON: &[&str] = &[
     "failures",
     "monitoring",
     "elasticsearch",
+    "elasticsearch_services",
     "deploy",
     "profile_push",
 ];
@@ -87,7 +89,7 @@ const PYTHON: &[&str] = &[
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
-const SEARCH: &[&str] = &["elasticsearch"];
+const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
 

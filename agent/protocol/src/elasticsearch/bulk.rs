@@ -58,13 +58,14 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Reads one item of an answer: `{"index":{…,"status":201}}`. Where `errors` has said that there
-    /// are none, the status needs no reading.
+    /// are none, the status needs no reading, but for a `delete`: that its document is not there is
+    /// no error.
     pub(super) fn read_item(&mut self, item: &mut Scanner<'_>, errors: Option<bool>) -> Option<()> {
         const OK: u64 = 200;
         let mut read = None;
         item.object(|value, action| {
             let (action, mut status) = (named(action), None);
-            if errors == Some(false) {
+            if errors == Some(false) && action != Some(BulkAction::Delete) {
                 read = action.map(|action| (action, OK));
                 return value.skip();
             }
@@ -90,12 +91,16 @@ impl Tally {
         self.counts[action as usize][outcome as usize] += count;
     }
 
-    /// Adds those of the request's items that are not counted yet.
-    pub(super) fn add_rest(&mut self, requested: &Actions, outcome: BulkOutcome) {
+    /// Adds those of the request's items that are not counted yet, by the outcome of each action.
+    pub(super) fn add_rest(
+        &mut self,
+        requested: &Actions,
+        outcome: impl Fn(BulkAction) -> BulkOutcome,
+    ) {
         for action in BulkAction::ALL {
             let counted = self.counts[action as usize].iter().sum();
             let rest = requested[action as usize].saturating_sub(counted);
-            self.add(action, outcome, rest);
+            self.add(action, outcome(action), rest);
         }
     }
 

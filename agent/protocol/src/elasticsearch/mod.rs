@@ -32,7 +32,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::observation::{BulkOutcome, ElasticsearchCall, SearchProduct, Unknown};
+use crate::observation::{BulkAction, BulkOutcome, ElasticsearchCall, SearchProduct, Unknown};
 
 use answer::Answer;
 use body::Text;
@@ -359,10 +359,13 @@ fn read_bulk(call: &mut ElasticsearchCall, request: &Request<'_>, answered: &Ans
     let requested = whole_request(request).and_then(|text| bulk::count_operations(&text.bytes));
     let mut items = answer.items;
     let succeeded = answered.status.is_some_and(|status| status < 300);
-    let rest = match answered.status {
+    let rest = |action| match answered.status {
         // Refused as a whole: no item was looked at.
         Some(status) if !succeeded => bulk::outcome_of(status.into()),
-        Some(_) if answer.errors == Some(false) => BulkOutcome::Succeeded,
+        // That the document to delete is not there is no error.
+        Some(_) if answer.errors == Some(false) && action != BulkAction::Delete => {
+            BulkOutcome::Succeeded
+        }
         _ => BulkOutcome::Unknown,
     };
     if answer.items_whole {

@@ -4,6 +4,9 @@
 const WORD_BYTES: usize = 48;
 /// From so many hexadecimal digits on, a digit among them makes an identifier: `3f2a9c1b`.
 const HEX_BYTES: usize = 8;
+/// So many words with hyphens between them are a title: `how-to-tell-a-slug-from-a-word`. Of some
+/// 800 segments of public APIs, the longest has five.
+const TITLE_WORDS: usize = 6;
 /// So many decimal digits in a row make one, whatever stands beside them: `INV-10023`.
 const DIGITS: usize = 4;
 
@@ -11,13 +14,15 @@ const DIGITS: usize = 4;
 ///
 /// Words stay, also with a number in them: `health`, `v1`, `oauth2`, `get_complete_tree`,
 /// `apple-touch-icon.png`. Identifiers are numbers, UUIDs, ULIDs, hexadecimal and random strings,
-/// dates, e-mail addresses, percent-encoded and overlong text, and names that hold one of these:
-/// `main.3f2a9c1b.js`.
+/// dates, locales with a region, e-mail addresses, titles, percent-encoded and overlong text, and
+/// names that hold one of these: `main.3f2a9c1b.js`.
 pub(super) fn is_identifier(segment: &str) -> bool {
     segment.len() > WORD_BYTES
         || segment.contains(['@', '%', '{', '}'])
         || is_number(segment)
         || is_date(segment)
+        || is_locale(segment)
+        || is_title(segment)
         || has_long_number(segment)
         || segment
             .split(['.', '-', '_', '~', ':', ',', ';', '=', '+'])
@@ -37,6 +42,24 @@ fn is_date(segment: &str) -> bool {
     };
     let numeric = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
     year.len() == 4 && numeric(year) && month.len() == 2 && numeric(month)
+}
+
+/// A language and a region (RFC 5646), as in `en-US`, `pt_BR` and `es-419`. A language alone may be
+/// a word.
+fn is_locale(segment: &str) -> bool {
+    let Some((language, region)) = segment.split_once(['-', '_']) else {
+        return false;
+    };
+    let region = region.as_bytes();
+    language.len() == 2
+        && language.bytes().all(|byte| byte.is_ascii_lowercase())
+        && (region.len() == 2 && region.iter().all(u8::is_ascii_uppercase)
+            || region.len() == 3 && region.iter().all(u8::is_ascii_digit))
+}
+
+fn is_title(segment: &str) -> bool {
+    let words = segment.split('-');
+    words.clone().all(|word| !word.is_empty()) && words.count() >= TITLE_WORDS
 }
 
 /// Enough digits in a row, among other things.
@@ -113,6 +136,10 @@ mod tests {
             "SayHello",
             "grpc.health.v1.Health",
             "x86_64",
+            "de",
+            "ip-ab",
+            "fork-pr-workflows-private-repos",
+            "get_document_with_context_and_siblings",
         ] {
             assert!(!is_identifier(word), "{word}");
         }
@@ -135,6 +162,10 @@ mod tests {
             "01ARZ3NDEKTSV4RRFFQ69G5FAV",
             "dQw4w9WgXcQ",
             "a1b2c3d4",
+            "en-US",
+            "pt_BR",
+            "es-419",
+            "how-to-tell-a-title-apart",
             "INV-10023",
             "order_2024001",
             "user12345",

@@ -12,9 +12,16 @@ const PARAMETER: &str = "{id}";
 const REST: &str = "{path}";
 /// Segments of a learned route.
 const MAX_DEPTH: usize = 16;
-/// Words under one node; one more, and they are taken for identifiers.
+/// Words under one node that may be identifiers; a power of two.
 const MAX_SIBLINGS: usize = 64;
-/// When the table is full, words are taken for identifiers from so many under one node on.
+/// The second half of a node's words takes so many times the requests of both halves that the first
+/// half took, or more, or they are taken for identifiers: of those there are always new ones, while
+/// the last of the names of resources come late.
+const SLOWDOWN: u32 = 3;
+/// A word that has come so often is kept when its siblings are taken for identifiers.
+const ESTABLISHED: u32 = 8;
+/// When the table is full, words are taken for identifiers from so many under one node on that are
+/// not established.
 const MAX_SIBLINGS_WHEN_FULL: usize = 16;
 
 /// A trie of segments. It grows by the routes that are learned and by nothing else, so that their
@@ -24,6 +31,9 @@ pub(super) struct Learned {
     root: Node,
     routes: usize,
     max_routes: usize,
+    /// The table is full, and nothing in it can be collapsed: nor will it, for words only get more
+    /// established.
+    exhausted: bool,
 }
 
 impl Learned {
@@ -32,6 +42,7 @@ impl Learned {
             root: Node::default(),
             routes: 0,
             max_routes,
+            exhausted: false,
         }
     }
 
@@ -44,8 +55,11 @@ impl Learned {
         if let Some(name) = self.root.find(path) {
             return Some(name);
         }
+        if self.exhausted {
+            return None;
+        }
         if self.routes >= self.max_routes {
-            self.root.collapse_widest();
+            self.exhausted = !self.root.collapse_widest();
             self.routes = self.root.routes();
             if let Some(name) = self.root.find(path) {
                 return Some(name);
@@ -70,6 +84,10 @@ struct Node {
     parameter: Option<Box<Node>>,
     /// Words that are not in `words` are identifiers here.
     closed: bool,
+    /// How often a path led here.
+    hits: u32,
+    /// How often it had when `words` were half as many as now, or more.
+    half_hits: u32,
     /// The route of paths that end here; `None` inside until it was asked for.
     route: Option<Option<Arc<str>>>,
 }
@@ -95,12 +113,12 @@ fn next_step(path: &str, depth: usize) -> Option<(Step<'_>, &str)> {
 impl Node {
     /// The name of the route that `path` has.
     fn find(&mut self, path: &str) -> Option<Arc<str>> {
-        let node = self.walk(path, |_| {})?;
+        let node = self.walk(path, true, |_| {})?;
         if let Some(name) = node.route.as_ref()? {
             return Some(Arc::clone(name));
         }
         let mut name = String::new();
-        let node = self.walk(path, |segment| {
+        let node = self.walk(path, false, |segment| {
             name.push('/');
             name.push_str(segment);
         })?;
@@ -112,8 +130,9 @@ impl Node {
         Some(name)
     }
 
-    /// The node where `path` ends. Shows the segments of its route to `visit` on the way.
-    fn walk(&mut self, path: &str, mut visit: impl FnMut(&str)) -> Option<&mut Self> {
+    /// The node where `path` ends. Shows the segments of its route to `visit` on the way, and counts
+    /// the nodes' hits where it `counts`.
+    fn walk(&mut self, path: &str, counts: bool, mut visit: impl FnMut(&str)) -> Option<&mut Self> {
         let mut node = self;
         let mut rest = path;
         let mut depth = 0;
@@ -128,6 +147,7 @@ impl Node {
                 Some(word) => node.words.get_mut(word)?,
                 None => node.parameter.as_mut()?,
             };
+            node.hits = node.hits.saturating_add(u32::from(counts));
             rest = below;
             depth += 1;
         }
@@ -145,7 +165,7 @@ impl Node {
             let word = match step {
                 Step::Word(word) if node.words.contains_key(word) => Some(word),
                 Step::Word(_) if node.closed => None,
-                Step::Word(_) if node.words.len() >= MAX_SIBLINGS => {
+                Step::Word(_) if node.looks_like_identifiers() => {
                     if depth == 0 {
                         // The first segments name the parts of a service. They stay when a scanner
                         // tries a thousand others.
@@ -170,14 +190,58 @@ impl Node {
         collapsed
     }
 
-    /// Takes all words here for identifiers: what is below them is below one of them from now on.
+    /// Whether the words here are many, and new ones come as fast as ever. To be asked once for each
+    /// new word.
+    fn looks_like_identifiers(&mut self) -> bool {
+        let words = self.words.len();
+        if words < MAX_SIBLINGS / 2 || !words.is_power_of_two() {
+            return false;
+        }
+        let half_hits = std::mem::replace(&mut self.half_hits, self.hits);
+        words >= MAX_SIBLINGS && self.hits < SLOWDOWN.saturating_mul(half_hits)
+            || self.is_mostly_new()
+    }
+
+    /// Whether there are many words, and most of them came only once.
+    fn is_mostly_new(&self) -> bool {
+        let once = || self.words.values().filter(|word| word.hits <= 1).count();
+        self.words.len() >= MAX_SIBLINGS && 2 * once() >= self.words.len()
+    }
+
+    /// Words that a collapse would take for identifiers.
+    fn passing_words(&self) -> usize {
+        let passing = |word: &&Self| word.hits < ESTABLISHED;
+        self.words.values().filter(passing).count()
+    }
+
+    /// Takes the words here for identifiers that are not established, and those below which all is
+    /// as below an identifier: it is below one from now on.
     fn collapse(&mut self) {
         self.closed = true;
         let parameter = self.parameter.get_or_insert_default();
-        for (_, word) in std::mem::take(&mut self.words) {
-            parameter.merge(word);
+        let words = std::mem::take(&mut self.words).into_iter();
+        let (established, passing): (Vec<_>, Vec<_>) =
+            words.partition(|(_, node)| node.hits >= ESTABLISHED);
+        for (_, node) in passing {
+            parameter.merge(node);
+        }
+        for (word, node) in established {
+            if node.resembles(parameter) {
+                parameter.merge(node);
+            } else {
+                self.words.insert(word, node);
+            }
         }
         parameter.forget_names();
+    }
+
+    /// Whether three of four words below are below the other one too.
+    fn resembles(&self, other: &Self) -> bool {
+        let shared = self
+            .words
+            .keys()
+            .filter(|word| other.words.contains_key(*word));
+        self.words.len() >= 2 && 4 * shared.count() >= 3 * self.words.len()
     }
 
     fn merge(&mut self, other: Self) {
@@ -192,7 +256,8 @@ impl Node {
             self.parameter.get_or_insert_default().merge(*node);
         }
         self.route = self.route.take().or(other.route);
-        if !self.closed && (other.closed || self.words.len() > MAX_SIBLINGS) {
+        self.hits = self.hits.saturating_add(other.hits);
+        if !self.closed && (other.closed || self.is_mostly_new()) {
             self.collapse();
         }
     }
@@ -207,23 +272,21 @@ impl Node {
         }
     }
 
-    /// Collapses the node with the most words below this one, if that is worth it.
-    fn collapse_widest(&mut self) {
+    /// Collapses the node with the most passing words below this one, if that is worth it.
+    fn collapse_widest(&mut self) -> bool {
         let width = self.widest_below();
-        if width >= MAX_SIBLINGS_WHEN_FULL {
-            self.collapse_below(width);
-        }
+        width >= MAX_SIBLINGS_WHEN_FULL && self.collapse_below(width)
     }
 
     fn widest_below(&mut self) -> usize {
-        let width = |node: &mut Self| node.words.len().max(node.widest_below());
+        let width = |node: &mut Self| node.passing_words().max(node.widest_below());
         self.children().map(width).max().unwrap_or(0)
     }
 
-    /// Collapses the first node below this one that has `width` words.
+    /// Collapses the first node below this one that has `width` passing words.
     fn collapse_below(&mut self, width: usize) -> bool {
         self.children().any(|node| {
-            if node.words.len() == width {
+            if node.passing_words() == width {
                 node.collapse();
                 true
             } else {
@@ -289,6 +352,44 @@ mod tests {
             assert_eq!(&*name, "/posts/{id}/edit");
         }
         assert_eq!(learned.len(), 2);
+    }
+
+    /// Stripe has 76 resources below `/v1`: more than there may be words that come once.
+    #[test]
+    fn resources_that_come_again_are_no_identifiers() {
+        let mut learned = Learned::new(500);
+        let path = |index: usize| format!("/v1/{}", letters(index));
+        for known in 1..MAX_SIBLINGS + 20 {
+            for index in 0..known {
+                let name = learned.route(&path(index)).unwrap();
+                assert_eq!(*name, *path(index));
+            }
+        }
+        // A scanner's words are, and do not take those along that are established.
+        for index in 0..200 {
+            learned.route(&format!("/v1/scan{}", letters(index)));
+        }
+        assert_eq!(&*learned.route("/v1/scana").unwrap(), "/v1/{id}");
+        assert_eq!(&*learned.route("/v1/a").unwrap(), "/v1/a");
+    }
+
+    #[test]
+    fn what_is_alike_below_is_one_identifier() {
+        let mut learned = Learned::new(2000);
+        for owner in (0..10).chain(0..MAX_SIBLINGS + 1) {
+            for part in ["issues", "pulls"] {
+                learned.route(&format!("/repos/{}/{part}", letters(owner)));
+            }
+            if owner < 10 {
+                for _ in 0..ESTABLISHED {
+                    learned.route(&format!("/repos/{}/issues", letters(owner)));
+                }
+            }
+        }
+        assert_eq!(
+            &*learned.route("/repos/a/pulls").unwrap(),
+            "/repos/{id}/pulls"
+        );
     }
 
     #[test]

@@ -170,6 +170,13 @@ impl DatabaseFamilies {
         &self.cluster
     }
 
+    /// Drops what was told of a cluster.
+    pub(super) fn forget_cluster(&self, server: Server<'_>, cluster: &str) {
+        for family in &self.cluster {
+            family.remove(&[server.0, &port_label(server.1), cluster]);
+        }
+    }
+
     /// Takes in the answer to `_cluster/health`, where the call was one.
     pub(super) fn set_cluster(&self, call: &ElasticsearchCall, server: Server<'_>) {
         let Some(report) = &call.cluster else {

@@ -13,7 +13,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::local::LocalHistogram;
 use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, Registry};
-use protocol::observation::Role;
+use protocol::observation::{ElasticsearchCall, Role};
 
 use buckets::Buckets;
 use database::{DatabaseFamilies, DatabaseKey, DatabaseKeyRef, DatabaseSeries};
@@ -91,6 +91,18 @@ impl PrometheusSink {
             traffic,
             exchanges: self_metrics.exchanges.clone(),
         })
+    }
+
+    /// Shows what a cluster said of itself, at this server.
+    pub fn set_cluster(&self, call: &ElasticsearchCall, host: &str, port: u16) {
+        let database = &self.traffic.0.families.database;
+        database.set_cluster(call, (host, Some(port)));
+    }
+
+    /// Shows no more what a cluster had said of itself.
+    pub fn forget_cluster(&self, host: &str, port: u16, cluster: &str) {
+        let database = &self.traffic.0.families.database;
+        database.forget_cluster((host, Some(port)), cluster);
     }
 
     /// A handle for one worker.

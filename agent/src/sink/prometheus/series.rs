@@ -141,6 +141,14 @@ impl<V: Labelled> Family<V> {
         Some(self.metric.labelled(&borrowed(values)))
     }
 
+    /// Drops the series with these values, if there is one. No handle on it may be kept.
+    pub(super) fn remove(&self, values: &[&str]) {
+        let bounded: Vec<String> = values.iter().map(|value| bound_label(value)).collect();
+        if self.lock().remove(&bounded).is_some() {
+            self.metric.forget(&borrowed(&bounded));
+        }
+    }
+
     /// Drops the series that were not in use since `before`; tells how many. No handle on a series
     /// of this family may be kept across this call.
     pub(super) fn forget_idle(&self, before: Instant, now: Instant) -> usize {
