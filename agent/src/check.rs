@@ -146,17 +146,19 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
     match sampler::Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             let Variant {
-                user_frames,
+                has_loop,
                 verified_steps,
             } = sampler.variant();
-            let mut detail = format!("CPU profiles, up to {user_frames} frames of a process");
-            for steps in verified_steps.iter().flatten() {
-                detail.push_str(&format!(", {steps} steps verified"));
-            }
-            let verdict = match verified_steps.len() {
-                1 => Verdict::Ok,
-                _ => Verdict::Fallback,
+            let steps = verified_steps.map_or(String::new(), |n| format!(", {n} steps verified"));
+            let (verdict, how) = if has_loop {
+                (Verdict::Ok, "")
+            } else {
+                (
+                    Verdict::Fallback,
+                    " (without bpf_loop, which needs Linux 5.17)",
+                )
             };
+            let detail = format!("CPU profiles{how}{steps}");
             report.add("program sample", verdict, detail);
         }
         Err(error) => {

@@ -7,7 +7,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
         bpf_get_current_task_btf, bpf_get_stack, bpf_loop, bpf_ringbuf_output, bpf_task_pt_regs,
@@ -39,9 +39,6 @@ const BPF_RB_NO_WAKEUP: u64 = 1;
 const KERNEL_STACK_BYTES: u64 = 16 * 1024;
 const PT_REGS_BYTES: u64 = 168;
 
-/// Frames that one of the chained programs walks: with 33 of them, 528.
-const FRAMES_A_TAIL: u32 = 16;
-
 /// A stack record under construction: 9 KiB, too large for the 512 bytes of stack.
 #[repr(C)]
 pub struct StackScratch {
@@ -72,10 +69,6 @@ static SAMPLER: Array<SamplerState, 1> = Array::new();
 #[btf_map]
 static STACK_SCRATCH: PerCpuArray<StackScratch, 1> = PerCpuArray::new();
 
-/// The chained programs: one, which calls itself.
-#[btf_map]
-static SAMPLE_TAIL: ProgramArray<1> = ProgramArray::new();
-
 /// Fires on each tick of the sampling clock of one CPU. Walks by `bpf_loop` (5.17+).
 #[perf_event]
 pub fn sample(ctx: PerfEventContext) -> u32 {
@@ -100,7 +93,6 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
 }
 
 /// One frame of the stack in the scratch; 1 ends the loop.
-#[inline(never)]
 extern "C" fn walk_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
     let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
         return 1;
@@ -110,7 +102,7 @@ extern "C" fn walk_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
     i64::from(!scratch.walk.step(&mut scratch.addresses))
 }
 
-/// The same on older kernels: 16 frames a program, chained by tail calls.
+/// The same on older kernels, by a loop of its own.
 #[perf_event]
 pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
     let stack = config().offsets.task_stack;
@@ -125,38 +117,24 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
         return 0;
     };
     if scratch.walk.has_begun() {
-        // SAFETY: nothing is held that would have to be dropped.
-        unsafe { SAMPLE_TAIL.tail_call(&ctx, 0) };
+        let mut index = 0;
+        while index <= MAX_USER_FRAMES {
+            if walk_step() != 0 {
+                break;
+            }
+            index += 1;
+        }
     }
     finish(scratch);
     0
 }
 
-/// See [`sample_before_loop`].
-#[perf_event]
-pub fn sample_tail(ctx: PerfEventContext) -> u32 {
-    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
-        return 0;
-    };
-    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
-    let scratch = unsafe { &mut *scratch };
-    let mut index = 0;
-    let mut is_at_end = false;
-    while index < FRAMES_A_TAIL {
-        if !scratch.walk.step(&mut scratch.addresses) {
-            is_at_end = true;
-            break;
-        }
-        index += 1;
-    }
-    if !is_at_end {
-        // SAFETY: nothing is held that would have to be dropped.
-        unsafe { SAMPLE_TAIL.tail_call(&ctx, 0) };
-        // 33 calls are as many as there may be.
-        scratch.walk.end_at_depth();
-    }
-    finish(scratch);
-    0
+/// As `walk_one`. A global function (5.6+), which the verifier looks at once, whatever calls it and
+/// how often; a callback, though, has to be none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_step() -> u32 {
+    walk_one(0, core::ptr::null_mut()) as u32
 }
 
 /// Fills in all but the user's part of the stack; `None` where nothing is to be sampled.

@@ -1,7 +1,7 @@
 //! The walk over a user stack: registers, mapping, row, rule, caller; one frame a step.
 //!
 //! The walk's state lies in the scratch, so that a step is the same in both drivers: `bpf_loop`
-//! (since 5.17), and bounded loops chained by tail calls. The verifier knows nothing of what it
+//! (since 5.17), and a loop that calls a global function. The verifier knows nothing of what it
 //! reads there, so it looks at one step and is done.
 
 use aya_ebpf::{
@@ -59,8 +59,12 @@ const USER_CODE: u64 = 0x33;
 /// every C library describes (`rt_sigreturn` is system call 15).
 const SIGNAL_RETURN: u64 = 0x0f00_0000_0fc0_c748;
 
-/// Steps that a search among as many takes.
-const MAPPING_STEPS: u32 = 13;
+/// What is known of code without rows.
+const NOTHING: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0);
+
+/// Steps of a search among [`MAX_PROCESS_MAPPINGS`](ebpf_common::unwind::MAX_PROCESS_MAPPINGS) and
+/// among a page's rows. Each search takes all of them, which is one path for the verifier.
+const MAPPING_STEPS: u32 = 12;
 const ROW_STEPS: u32 = 10;
 
 /// The state of a walk.
@@ -148,12 +152,6 @@ impl Walk {
         self.flags |= self.end << StackEnd::SHIFT;
     }
 
-    /// It was cut off by its driver.
-    #[inline(always)]
-    pub fn end_at_depth(&mut self) {
-        self.end = StackEnd::Depth as u32;
-    }
-
     /// One frame: notes its address and goes on to its caller. False at the end.
     #[inline(always)]
     pub fn step(&mut self, addresses: &mut Addresses) -> bool {
@@ -167,8 +165,7 @@ impl Walk {
         }
         // Where the call stands, not where it returns to. Of a caller that a signal interrupted,
         // the address is noted as if it had called.
-        let interrupted_now = self.is_interrupted != 0;
-        let lookup = frame.pc.wrapping_sub(u64::from(!interrupted_now));
+        let lookup = frame.pc.wrapping_sub(u64::from(self.is_interrupted == 0));
         let address = if is_leaf {
             frame.pc
         } else {
@@ -185,17 +182,17 @@ impl Walk {
 
         let is_known = self.process.mappings != 0;
         let is_code = is_known && self.find_mapping(lookup);
+        let machine = Process {
+            registers: &raw const self.registers,
+            is_leaf,
+        };
         if is_known && !is_code && !is_leaf {
             return self.end(StackEnd::NoCode);
         }
         let rule = if is_code {
             self.find_rule(lookup)
         } else {
-            UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0)
-        };
-        let machine = Process {
-            registers: &raw const self.registers,
-            is_leaf,
+            NOTHING
         };
         self.is_interrupted = u32::from(rule.cfa_kind() == cfa_kind::SIGNAL);
         let next = if rule.cfa_kind() != cfa_kind::NONE {
@@ -229,28 +226,19 @@ impl Walk {
             return true;
         }
         let first = self.process.first_mapping;
-        // Ranges below `low` begin at or before the address, those from `high` on behind it.
-        let (mut low, mut high) = (0, self.process.mappings);
+        let (mut base, mut count) = (0, self.process.mappings);
         let mut step = 0;
         while step < MAPPING_STEPS {
-            if low >= high {
-                break;
-            }
-            let middle = low + (high - low) / 2;
-            let Some(mapping) = UNWIND_MAPPINGS.get(first + middle) else {
+            let half = count / 2;
+            let Some(mapping) = UNWIND_MAPPINGS.get(first + base + half) else {
                 return false;
             };
-            if mapping.start <= address {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-            step += 1;
+            base += if_reached(half, mapping.start, address);
+            count -= half;
+            // Opaque, so that the loop is not unrolled.
+            step = core::hint::black_box(step) + 1;
         }
-        if low == 0 {
-            return false;
-        }
-        let Some(mapping) = UNWIND_MAPPINGS.get(first + low - 1) else {
+        let Some(mapping) = UNWIND_MAPPINGS.get(first + base) else {
             return false;
         };
         self.mapping = *mapping;
@@ -260,7 +248,6 @@ impl Walk {
     /// The rule for an address of `mapping`.
     #[inline(always)]
     fn find_rule(&self, address: u64) -> UnwindRule {
-        const NOTHING: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0);
         let inside = address.wrapping_sub(self.mapping.bias);
         let number = inside >> PAGE_SHIFT;
         if number >= u64::from(self.mapping.pages) {
@@ -278,21 +265,26 @@ impl Walk {
         let mut count = page_last(page) + 1;
         let mut step = 0;
         while step < ROW_STEPS {
-            if count <= 1 {
-                break;
-            }
             let half = count / 2;
-            if row_low(rows[((first + half) & 1023) as usize]) <= low {
-                first += half;
-            }
+            let row = rows[((first + half) & 1023) as usize];
+            first += if_reached(half, u64::from(row_low(row)), u64::from(low));
             count -= half;
-            step += 1;
+            // Opaque, so that the loop is not unrolled.
+            step = core::hint::black_box(step) + 1;
         }
         match UNWIND_RULES.get(row_rule(rows[(first & 1023) as usize])) {
             Some(rule) => *rule,
             None => NOTHING,
         }
     }
+}
+
+/// `half` where `start` is at most `position`, else 0: without a branch, of which the verifier would
+/// follow both sides. Both are below 2^63.
+#[inline(always)]
+fn if_reached(half: u32, start: u64, position: u64) -> u32 {
+    let is_beyond = (position as i64).wrapping_sub(start as i64) >> 63;
+    half & !(is_beyond as u32)
 }
 
 /// The interrupted process.

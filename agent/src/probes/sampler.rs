@@ -9,9 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{
-    Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf,
-};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{PerfEvent, ProgramError, ProgramFd};
 use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
@@ -81,20 +79,18 @@ struct Stack {
 }
 
 /// The sampling program that this kernel takes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Variant {
-    /// Deepest user stack that it captures.
-    pub user_frames: usize,
-    /// Instructions that the verifier processed (kernels from 5.16 tell), by program.
-    pub verified_steps: Vec<Option<u32>>,
+    /// It walks by `bpf_loop` (5.17+).
+    pub has_loop: bool,
+    /// Instructions that the verifier processed (kernels from 5.16 tell).
+    pub verified_steps: Option<u32>,
 }
 
 /// Handle on the sampler. Dropping it stops the clocks.
 pub struct Sampler {
     program: ProgramFd,
     variant: Variant,
-    /// The chained programs, which are there for as long as this is.
-    _chained: Option<ProgramArray<MapData>>,
     state: Array<MapData, SamplerState>,
     targets: BpfHashMap<MapData, u32, u32>,
     counts: BpfHashMap<MapData, SampleKey, u64>,
@@ -118,32 +114,22 @@ impl Sampler {
     /// # Errors
     /// When the object lacks a part or the kernel refuses the program.
     pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, SamplerError> {
-        let (program, variant, chained) = match load_program(ebpf, "sample") {
-            Ok((program, steps)) => {
-                let variant = Variant {
-                    user_frames: MAX_USER_FRAMES,
-                    verified_steps: vec![steps],
-                };
-                (program, variant, None)
-            }
+        let mut has_loop = true;
+        let (program, verified_steps) = match load_program(ebpf, "sample") {
+            Ok(loaded) => loaded,
             Err(SamplerError::Program(error)) => {
-                tracing::debug!(%error, "no bpf_loop: stacks are walked by chained programs");
-                let (tail, tail_steps) = load_program(ebpf, "sample_tail")?;
-                let mut chained: ProgramArray<MapData> = take(ebpf, "SAMPLE_TAIL")?.try_into()?;
-                chained.set(0, &tail, 0)?;
-                let (program, steps) = load_program(ebpf, "sample_before_loop")?;
-                let variant = Variant {
-                    user_frames: CHAINED_FRAMES,
-                    verified_steps: vec![steps, tail_steps],
-                };
-                (program, variant, Some(chained))
+                has_loop = false;
+                tracing::debug!(%error, "no bpf_loop: stacks are walked by a loop in the program");
+                load_program(ebpf, "sample_before_loop")?
             }
             Err(error) => return Err(error),
         };
         Ok(Self {
             program,
-            variant,
-            _chained: chained,
+            variant: Variant {
+                has_loop,
+                verified_steps,
+            },
             state: take(ebpf, "SAMPLER")?.try_into()?,
             targets: take(ebpf, "SAMPLE_TARGETS")?.try_into()?,
             counts: take(ebpf, "SAMPLE_COUNTS")?.try_into()?,
@@ -160,8 +146,8 @@ impl Sampler {
 
     /// What this kernel took.
     #[must_use]
-    pub fn variant(&self) -> &Variant {
-        &self.variant
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// Hands over the maps that stacks are walked by; `None` the second time.
@@ -398,9 +384,6 @@ fn random_below(limit: Duration) -> Duration {
     let random = RandomState::new().hash_one(());
     limit.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
 }
-
-/// Frames of 33 programs (`MAX_TAIL_CALL_CNT` of 5.10, plus one), 16 each.
-const CHAINED_FRAMES: usize = 528;
 
 /// Loads one of the sampling programs.
 fn load_program(

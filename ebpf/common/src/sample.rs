@@ -8,7 +8,7 @@
 /// Deepest kernel stack that is captured (`perf_event_max_stack` of a stock kernel).
 pub const MAX_KERNEL_FRAMES: usize = 127;
 
-/// Deepest user stack that is captured; before 5.17, 528 frames.
+/// Deepest user stack that is captured.
 pub const MAX_USER_FRAMES: usize = 1024;
 
 /// What samples are counted by. Without implicit padding: the kernel hashes its bytes.

@@ -1,4 +1,4 @@
-# Runs in the guest: does the agent load on this kernel, and does it count exactly?
+# Runs in the guest: does the agent load on this kernel, count exactly and sample?
 requests=50
 
 uname -r
@@ -44,6 +44,18 @@ while :; do
     sleep 0.4
 done
 echo "GUEST-COUNTED of $requests: $server at the server, $client at the client"
-[ "$server $client" = "$requests $requests" ] || fail "the counts are wrong"
+if [ "$server $client" != "$requests $requests" ]; then
+    wget -q -O - http://127.0.0.1:9464/metrics | grep -E '^(telltale|http_.*_count)' | grep -v ' 0$'
+    fail "the counts are wrong"
+fi
+# Something to sample.
+(while :; do :; done) &
+busy=$!
+wget -q -O /tmp/folded "http://127.0.0.1:9464/debug/pprof/flamegraph?seconds=2&hz=199&format=folded" ||
+    fail "no profile"
+kill $busy
+samples=$(awk '{ all += $NF } END { print all + 0 }' /tmp/folded)
+echo "GUEST-SAMPLED $samples samples, $(wc -l </tmp/folded) stacks"
+[ "$samples" -gt 100 ] || fail "too few samples"
 kill -TERM $agent
 wait $agent || fail "the agent did not end cleanly"

@@ -342,7 +342,8 @@ struct Answered<'a> {
 fn read_took(call: &mut ElasticsearchCall, answered: &Answered<'_>, response: &Response<'_>) {
     let answer = answered.answer;
     call.took_ms = answer.took_ms;
-    let is_due = answered.status.is_some_and(|status| status < 300) && !response.body.is_empty();
+    let is_empty = response.body.is_empty() && response.body_complete;
+    let is_due = answered.status.is_some_and(|status| status < 300) && !is_empty;
     if call.took_ms.is_none() && is_due {
         match answered.text {
             None => call.unknown.push(Unknown::AnswerFormat),

@@ -144,6 +144,8 @@ fn what_was_not_captured_is_told_as_unknown() {
     };
     assert_eq!(unknown(cut(br#"{"_scroll_id":"abc"#)), [Unknown::AnswerCut]);
     assert_eq!(unknown(cut(br#"{"took":3,"timed"#)), []);
+    assert_eq!(unknown(cut(b"")), [Unknown::AnswerCut]);
+    assert_eq!(unknown(response(200, b"")), []);
     let cbor = Response {
         content_type: Some(b"application/cbor"),
         ..whole
