@@ -179,6 +179,10 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let programs = Programs::new(ebpf);
     let statistics = programs.run_statistics(config.metrics.program_statistics);
     let measuring = tokio::spawn(statistics.clone().run());
+    let missed = statistics.clone();
+    metrics.losses.watch(Box::new(move || {
+        vec![("tap", "missed_run", missed.missed_runs())]
+    }));
     metrics.watch_programs(Box::new(move || statistics.read()))?;
     health.set_ready(true);
     tracing::info!(

@@ -13,7 +13,7 @@ use ebpf_common::{
 
 use crate::{
     kernel::{read, socket_inode},
-    maps::{CONNECTIONS, config, count_loss, next_connection_id, scratch},
+    maps::{CONNECTIONS, Scratch, config, count_loss},
     ring::send,
 };
 
@@ -23,7 +23,7 @@ const NO_DIRECTION: u8 = 255;
 /// The state of `sock`; a socket seen for the first time enters the map and is told to the agent.
 /// `None` where the map is full.
 #[inline(always)]
-pub fn get_or_open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
+pub fn get_or_open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut ConnectionState> {
     if let Some(state) = CONNECTIONS.get_ptr_mut(sock) {
         if family != family::UNIX {
             return Some(state);
@@ -36,16 +36,17 @@ pub fn get_or_open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
         }
         end(sock, state, CloseReason::Replaced);
     }
-    open(sock, family)
+    open(sock, family, scratch)
 }
 
 /// Puts a connection into the map and tells the agent. Not inlined: it runs once a connection and
 /// would otherwise be verified at each place that may open one. Its records are built in the
 /// scratch, since all frames of a program share 512 bytes of stack.
 #[inline(never)]
-fn open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
-    let scratch = scratch()?;
-    // SAFETY: this CPU's scratch; preemption is off in tracing programs.
+fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut ConnectionState> {
+    // SAFETY: this program's scratch.
+    let connection_id = unsafe { (*scratch).next_connection_id() };
+    // SAFETY: as above.
     let (state, opened) = unsafe { (&mut (*scratch).state, &mut (*scratch).opened) };
     let offsets = &config().offsets;
     let is_inet = family != family::UNIX;
@@ -63,7 +64,7 @@ fn open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
     } else {
         0
     };
-    opened.connection_id = next_connection_id();
+    opened.connection_id = connection_id;
     opened.socket = sock;
     opened.inode = socket_inode(offsets, sock);
     // SAFETY: no arguments.
@@ -84,7 +85,7 @@ fn open(sock: u64, family: u16) -> Option<*mut ConnectionState> {
     state.family = family;
     // By the CPU that opened it, which the id carries: threads tend to stay where they are, and a
     // ring that one CPU writes costs half of one that all CPUs write.
-    state.ring = ((opened.connection_id >> 48) % u64::from(config().rings.max(1))) as u8;
+    state.ring = ((connection_id >> 49) % u64::from(config().rings.max(1))) as u8;
     state.protocol = protocol_state::UNKNOWN;
     state.last_direction = NO_DIRECTION;
     state.strikes = 0;

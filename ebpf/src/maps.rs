@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     config::{Config, MAX_CAPTURE_BYTES},
-    connection::{ConnectionOpened, ConnectionState, SocketData},
+    connection::{ConnectionOpened, ConnectionState, Direction, SocketData},
     loss::LossReason,
 };
 
@@ -39,6 +39,11 @@ pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 /// share a page with the beginning of the record.
 #[repr(C)]
 pub struct Scratch {
+    /// Connections that were opened from here.
+    connections: u64,
+    /// Number of this record: twice the CPU's, and one more for egress.
+    index: u32,
+    padding: u32,
     /// See [`Scratch::forget`].
     pub forgotten: u64,
     pub walk: VectorWalk,
@@ -82,14 +87,11 @@ pub struct VectorWalk {
     pub copied: u32,
 }
 
-/// One [`Scratch`] a CPU. A plain array indexed by CPU: a per-CPU map's values end at 32 KiB. The
-/// agent sets the capacity to the number of possible CPUs.
+/// Two [`Scratch`] a CPU, one for each program that moves segments. From 7.0 on a tracepoint's
+/// program may be preempted by another task's; the kernel then skips the same program, not another
+/// one. A plain array: a per-CPU map's values end at 32 KiB. The agent sets the capacity.
 #[btf_map]
-static SCRATCH: Array<Scratch, 1> = Array::new();
-
-/// The next connection id's low part, a CPU each.
-#[btf_map]
-static NEXT_CONNECTION: PerCpuArray<u64, 1> = PerCpuArray::new();
+static SCRATCH: Array<Scratch, 2> = Array::new();
 
 /// Records of processes that start and end. 256 KiB hold some 450 of the longest command lines.
 #[btf_map]
@@ -117,32 +119,29 @@ pub fn config() -> &'static Config {
 pub fn count_loss(reason: LossReason) {
     if let Some(count) = LOSSES.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own slot; a program that interrupts another one between load and
-        // store could hide one count, which an atomic on every path would not be worth.
+        // store could hide one count, and the compiler has no atomic addition for this machine.
         unsafe { *count += 1 };
     }
 }
 
-/// This CPU's scratch record.
+/// This CPU's scratch record for the program of that direction, which alone uses it.
 #[inline(always)]
-pub fn scratch() -> Option<*mut Scratch> {
+pub fn scratch(direction: Direction) -> Option<*mut Scratch> {
     // SAFETY: no arguments.
     let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
-    SCRATCH.get_ptr_mut(cpu)
+    let index = cpu * 2 + direction as u32;
+    let scratch = SCRATCH.get_ptr_mut(index)?;
+    // SAFETY: this program's own.
+    unsafe { (*scratch).index = index };
+    Some(scratch)
 }
 
-/// A connection id that was never given out: the CPU above, a count of its own below.
-#[inline(always)]
-pub fn next_connection_id() -> u64 {
-    // SAFETY: no arguments.
-    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
-    let Some(next) = NEXT_CONNECTION.get_ptr_mut(0) else {
-        return 0;
-    };
-    // SAFETY: this CPU's own slot. Programs that open connections run in process context with
-    // preemption off, so that none interrupts another one here.
-    let count = unsafe {
-        *next += 1;
-        *next
-    };
-    (u64::from(cpu) << 48) | count
+impl Scratch {
+    /// A connection id that was never given out: the record's number above, a count of its own
+    /// below.
+    #[inline(always)]
+    pub fn next_connection_id(&mut self) -> u64 {
+        self.connections += 1;
+        (u64::from(self.index) << 48) | self.connections
+    }
 }

@@ -91,7 +91,7 @@ pub fn handle(segment: &Segment) {
         }
     }
     let captured = buffer.capture(len, want, scratch);
-    // SAFETY: this CPU's scratch; preemption is off in tracing programs.
+    // SAFETY: this program's scratch.
     let header = unsafe { &mut (*scratch).header };
     *header = SocketData {
         kind: RecordKind::SocketData as u8,

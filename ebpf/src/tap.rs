@@ -77,7 +77,7 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
         }
         return;
     }
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = scratch(direction) else {
         return;
     };
     let buffer = if flags & DISCARDED != 0 {
@@ -85,7 +85,7 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
     } else {
         buffer_of_call(direction, scratch)
     };
-    let Some(state) = get_or_open(sock, family) else {
+    let Some(state) = get_or_open(sock, family, scratch) else {
         return;
     };
     if !is_of_interest(state) {

@@ -89,7 +89,7 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
             index += 1;
         }
     }
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = scratch(Direction::Ingress) else {
         return;
     };
     let buffer = if flags & DISCARDED != 0 {
@@ -97,7 +97,7 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
     } else {
         buffer_of(regs, syscall, scratch)
     };
-    if let Some(state) = get_or_open(sock, family)
+    if let Some(state) = get_or_open(sock, family, scratch)
         && is_of_interest(state)
     {
         // SAFETY: no arguments.

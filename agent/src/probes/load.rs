@@ -132,7 +132,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .override_global("CONFIG", &config, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
-        .map_max_entries("SCRATCH", cpus);
+        .map_max_entries("SCRATCH", 2 * cpus);
     for (index, name) in RING_MAPS.iter().enumerate() {
         let used = index < rings as usize;
         loader.map_max_entries(name, if used { options.ring_bytes } else { 4096 });

@@ -1,7 +1,7 @@
 //! The attached programs: their run-time statistics, and their end.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,21 @@ impl RunStatistics {
         programs
     }
 
+    /// Runs that the kernel left out since the programs were loaded, because the same program was
+    /// under way on that CPU: from 7.0 on a task may be preempted in the middle of one.
+    #[must_use]
+    pub fn missed_runs(&self) -> u64 {
+        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        let programs = ebpf.iter().flat_map(Ebpf::programs);
+        programs
+            .filter_map(|(_, program)| {
+                let descriptor = program.fd().ok()?.as_fd().as_raw_fd();
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"));
+                recursion_misses(&info.ok()?)
+            })
+            .sum()
+    }
+
     fn begin_window(&self) {
         let programs = self.of_kernel().into_iter();
         let mut estimate = self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,6 +167,14 @@ impl Estimate {
     }
 }
 
+/// `recursion_misses` of a program's `/proc/PID/fdinfo` (5.12 and newer).
+fn recursion_misses(info: &str) -> Option<u64> {
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    line.trim().parse().ok()
+}
+
 /// Turns the kernel's statistics on until the descriptor is dropped.
 fn enable() -> Option<OwnedFd> {
     enable_stats(Stats::RunTime)
@@ -162,6 +185,13 @@ fn enable() -> Option<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missed_runs_are_read_from_the_descriptor() {
+        let info = "pos:\t0\nprog_type:\t26\nrecursion_misses:\t17\nverified_insns:\t5\n";
+        assert_eq!(recursion_misses(info), Some(17));
+        assert_eq!(recursion_misses("pos:\t0\n"), None);
+    }
 
     #[test]
     fn a_window_stands_for_the_time_since_the_last_one() {
