@@ -265,7 +265,7 @@ fn slow_table(calls: &[SlowCall]) -> Markup {
                             td.number data-label="count" { (call.count) }
                             td.number data-label="slowest" { (seconds(call.max_seconds)) }
                             td.number data-label="took" {
-                                (call.max_took_seconds.map_or_else(|| "–".to_owned(), seconds))
+                                (call.max_took_seconds.map_or_else(|| "–".to_owned(), whole_milliseconds))
                             }
                             td.number data-label="mean" { (seconds(call.mean_seconds)) }
                         } }
@@ -285,7 +285,16 @@ fn slow_table(calls: &[SlowCall]) -> Markup {
 fn took(call: &CallSummary, choose: impl Fn(&Percentiles) -> f64) -> String {
     call.took
         .as_ref()
-        .map_or_else(|| "–".to_owned(), |took| seconds(choose(took)))
+        .map_or_else(|| "–".to_owned(), |took| whole_milliseconds(choose(took)))
+}
+
+/// What a server tells as a whole number of milliseconds, cut off.
+fn whole_milliseconds(value: f64) -> String {
+    if value < 0.001 {
+        "< 1 ms".to_owned()
+    } else {
+        seconds(value)
+    }
 }
 
 fn traffic_headings() -> Markup {

@@ -93,6 +93,12 @@ fn every_service_and_call_has_its_row() {
 }
 
 #[test]
+fn a_took_of_zero_is_not_told_as_a_microsecond() {
+    assert_eq!(whole_milliseconds(0.000_001), "< 1 ms");
+    assert_eq!(whole_milliseconds(0.006), "6.0 ms");
+}
+
+#[test]
 fn without_traffic_the_page_says_what_to_do() {
     let page = page_of(&[], &[]);
     assert!(
