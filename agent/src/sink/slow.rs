@@ -30,7 +30,7 @@ const MAX_TOLD: usize = 100;
 pub struct SlowReport {
     /// Most seconds that the report looks back.
     pub window_seconds: u64,
-    /// At most [`MAX_TOLD`].
+    /// At most 100.
     pub calls: Vec<SlowCall>,
     /// Calls of kinds that had no place in the tables: each quicker than those that had.
     pub left_out: u64,
