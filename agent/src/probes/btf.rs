@@ -154,7 +154,7 @@ impl Btf {
     }
 
     /// The same types with nothing left but the prototypes of tracepoints, under the same numbers.
-    /// It is all that the loader looks for, and a tenth of what it would keep of every type.
+    /// It is all that the loader looks for; of every type it would keep all that there is.
     #[must_use]
     pub fn tracepoints(&self) -> Vec<u8> {
         const HEADER_BYTES: u32 = 24;
