@@ -43,7 +43,7 @@ pub(super) const ELASTICSEARCH_TOOK: &str = "elasticsearch_took_seconds";
 pub(super) const ELASTICSEARCH_OVERHEAD: &str = "elasticsearch_overhead_seconds";
 
 /// Every histogram and its buckets by default.
-const DEFAULTS: [(&str, &[f64]); 12] = [
+const DEFAULTS: &[(&str, &[f64])] = &[
     (SERVER_DURATION, HTTP_SECONDS),
     (SERVER_FIRST_BYTE, HTTP_SECONDS),
     (SERVER_QUEUE, QUEUE_SECONDS),
