@@ -160,6 +160,8 @@ impl InFlight {
         }
         if let Some(search) = &mut self.search {
             search.product = head.product;
+            search.cluster = head.handled_by.cluster.map(Into::into);
+            search.node = head.handled_by.node.map(Into::into);
             search.response = Message::new(head.content);
         }
     }
@@ -223,6 +225,9 @@ struct SearchDraft {
     query: Option<Box<str>>,
     request: Message,
     product: Option<SearchProduct>,
+    /// Who answered, where the answer's head says so.
+    cluster: Option<Box<str>>,
+    node: Option<Box<str>>,
     response: Message,
 }
 
@@ -245,6 +250,10 @@ impl SearchDraft {
         let response = elasticsearch::Response {
             status: exchange.status,
             product: self.product,
+            handled_by: elasticsearch::HandledBy {
+                cluster: self.cluster.as_deref(),
+                node: self.node.as_deref(),
+            },
             content_type: self.response.content_type.as_deref(),
             content_encoding: self.response.encoding.as_deref(),
             body: &self.response.body,

@@ -193,6 +193,10 @@ pub struct ElasticsearchCall {
     pub bulk_items: Vec<BulkItems>,
     /// What a `_cluster/health` answer says of the whole cluster.
     pub cluster: Option<Box<ClusterReport>>,
+    /// The cluster that answered, as the answer's head names it; visible ASCII of at most 128 bytes.
+    pub namespace: Option<Box<str>>,
+    /// The node that answered, likewise.
+    pub node: Option<Box<str>>,
     /// The shape of the query, every literal replaced by `?`; `None` unless asked for.
     pub query_text: Option<Box<str>>,
     /// What should have been read from the bodies and was not.

@@ -77,6 +77,8 @@ pub(crate) fn search(service: &str) -> Observation {
         batch_size: None,
         bulk_items: Vec::new(),
         cluster: None,
+        namespace: None,
+        node: None,
         query_text: None,
         unknown: Vec::new(),
     }));

@@ -251,6 +251,12 @@ fn add_call(attributes: &mut Vec<KeyValue>, exchange: &Exchange, call: &Elastics
     if !call.collection.is_empty() {
         add("db.collection.name", text(&call.collection));
     }
+    if let Some(cluster) = &call.namespace {
+        add("db.namespace", text(cluster));
+    }
+    if let Some(node) = &call.node {
+        add("elasticsearch.node.name", text(node));
+    }
     if let Some(operations) = call.batch_size {
         add("db.operation.batch.size", integer(operations));
     }

@@ -99,6 +99,8 @@ fn a_search_is_named_by_operation_and_index() {
     call.hits = Some(12);
     let (total, failed) = (5, 1);
     call.shards = Some(Shards { total, failed });
+    call.namespace = Some("9c5f0fae".into());
+    call.node = Some("instance-0000000001".into());
     let span = span_of(&observation);
     assert_eq!(span.name, "search docs");
     let told = attributes(&span);
@@ -108,6 +110,7 @@ fn a_search_is_named_by_operation_and_index() {
         database,
         [
             "db.collection.name=docs",
+            "db.namespace=9c5f0fae",
             "db.operation.batch.size=3",
             "db.operation.name=search",
             "db.operation.parameter.index=docs",
@@ -115,6 +118,7 @@ fn a_search_is_named_by_operation_and_index() {
             "db.response.status_code=200",
             "db.system.name=elasticsearch",
             "elasticsearch.hits.total=12",
+            "elasticsearch.node.name=instance-0000000001",
             "elasticsearch.shards.failed=1",
             "elasticsearch.shards.total=5",
             "elasticsearch.timed_out=false",

@@ -38,6 +38,7 @@ pub(super) const CLIENT_FIRST_BYTE: &str = "http_client_time_to_first_byte_secon
 pub(super) const CLIENT_REQUEST_BODY: &str = "http_client_request_body_size_bytes";
 pub(super) const CLIENT_RESPONSE_BODY: &str = "http_client_response_body_size_bytes";
 pub(super) const DB_DURATION: &str = "db_client_operation_duration_seconds";
+pub(super) const ELASTICSEARCH_SERVER: &str = "elasticsearch_server_operation_duration_seconds";
 pub(super) const ELASTICSEARCH_TOOK: &str = "elasticsearch_took_seconds";
 pub(super) const ELASTICSEARCH_OVERHEAD: &str = "elasticsearch_overhead_seconds";
 
@@ -53,6 +54,7 @@ const DEFAULTS: [(&str, &[f64]); 12] = [
     (CLIENT_REQUEST_BODY, BODY_BYTES),
     (CLIENT_RESPONSE_BODY, BODY_BYTES),
     (DB_DURATION, DATABASE_SECONDS),
+    (ELASTICSEARCH_SERVER, DATABASE_SECONDS),
     (ELASTICSEARCH_TOOK, DATABASE_SECONDS),
     (ELASTICSEARCH_OVERHEAD, DATABASE_SECONDS),
 ];

@@ -134,24 +134,25 @@ impl Sink for PrometheusWorker {
             return;
         }
         let families = &self.traffic.0.families;
-        let (http, server) = match exchange.role {
-            Role::Server => (&families.server, None),
-            Role::Client => (
-                &families.client,
-                Some(semantics::server_of(observation, &mut self.address)),
-            ),
+        let (http, is_client) = match exchange.role {
+            Role::Server => (&families.server, false),
+            Role::Client => (&families.client, true),
         };
+        let call = exchange.elasticsearch.as_ref();
+        let server = (is_client || call.is_some())
+            .then(|| semantics::server_of(observation, &mut self.address));
+        let asked = server.filter(|_| is_client);
         let mut table = lock(&self.table);
-        let key = HttpKeyRef::new(observation, server);
+        let key = HttpKeyRef::new(observation, asked);
         with_series(&mut table.http, &key, |series| {
             series.observe(http, &key, exchange)
         });
 
-        let (Some(call), Some(server)) = (&exchange.elasticsearch, server) else {
+        let (Some(call), Some(server)) = (call, server) else {
             return;
         };
         let database = &families.database;
-        let key = DatabaseKeyRef::new(&observation.process.service, call, exchange, server);
+        let key = DatabaseKeyRef::new(&observation.process.service, call, exchange, asked);
         with_series(&mut table.database, &key, |series| {
             series.observe(database, &key, call, exchange)
         });
