@@ -61,6 +61,7 @@ impl InFlight {
                 status: None,
                 http_minor_version: 1,
                 times: Times {
+                    request_arrived_ns: None,
                     request_first_ns: first_ns,
                     request_last_ns: last_ns,
                     response_first_ns: None,
@@ -103,6 +104,11 @@ impl InFlight {
     /// Whether requests with this method hardly ever have a body (RFC 9110, section 9.3).
     pub(crate) fn is_bodiless(&self) -> bool {
         ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"].contains(&self.exchange.method)
+    }
+
+    /// Notes when the request's first byte arrived.
+    pub(crate) const fn set_arrival(&mut self, arrived_ns: Option<u64>) {
+        self.exchange.times.request_arrived_ns = arrived_ns;
     }
 
     pub(crate) const fn request_first_ns(&self) -> u64 {

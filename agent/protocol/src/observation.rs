@@ -74,6 +74,10 @@ impl Outcome {
 /// When an exchange happened: `CLOCK_MONOTONIC`, nanoseconds, as the process read and wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
+    /// When the request's first byte arrived at the server, or when the connection was ready to be
+    /// accepted, where the byte came before it was; `None` where the kernel side does not tell, for a
+    /// client, and for a request that was read in one go with the end of another one.
+    pub request_arrived_ns: Option<u64>,
     /// First byte of the request.
     pub request_first_ns: u64,
     /// Last byte of the request that passed.

@@ -29,6 +29,7 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         task_files: btf.offset("task_struct", "files")?,
         task_mm: btf.offset("task_struct", "mm")?,
         task_stack: optional("task_struct", "stack"),
+        task_fs_base: optional("task_struct", "thread.fsbase"),
         task_tgid: btf.offset("task_struct", "tgid")?,
         task_real_parent: btf.offset("task_struct", "real_parent")?,
         task_exit_code: btf.offset("task_struct", "exit_code")?,
@@ -59,6 +60,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         sock_net: btf.offset("sock_common", "skc_net")?,
         net_inum: btf.offset("net", "ns.inum")?,
         unix_peer: optional("unix_sock", "peer"),
+        sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
+        skb_control: btf.offset("sk_buff", "cb")?,
     })
 }
 

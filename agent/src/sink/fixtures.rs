@@ -33,6 +33,7 @@ pub(crate) fn observation(service: &str, role: Role, route: &str) -> Observation
             status: Some(200),
             http_minor_version: 1,
             times: Times {
+                request_arrived_ns: None,
                 request_first_ns: start_ns,
                 request_last_ns: start_ns + MILLISECOND_NS,
                 response_first_ns: Some(start_ns + 4 * MILLISECOND_NS),

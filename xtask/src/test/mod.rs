@@ -15,6 +15,7 @@ use clap::Args;
 use crate::command::cargo;
 use crate::run::build_agent;
 use crate::{host, paths};
+pub(crate) use install::python_environment;
 use install::{Variable, prepare};
 use outcome::{Outcome, print_summary};
 

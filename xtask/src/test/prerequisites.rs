@@ -27,6 +27,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("promtool", "prometheus", COLLECTOR),
     // Privileges, and the kernel's own view.
     program("setpriv", "util-linux", SERVERS),
+    program("chrt", "util-linux", &["waiting"]),
     program("bpftool", "bpftool", SERVERS),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
@@ -61,6 +62,7 @@ const SERVERS: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
 ];
 const SERVERS_AND_SEARCH: &[&str] = &[
     "workloads",
@@ -71,6 +73,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
     "elasticsearch",
     "elasticsearch_services",
 ];
@@ -83,6 +86,7 @@ const PYTHON: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
     "elasticsearch",
     "elasticsearch_services",
     "deploy",
@@ -91,7 +95,7 @@ const PYTHON: &[&str] = &[
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
-const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
+const COLLECTOR: &[&str] = &["workloads", "monitoring", "waiting", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
 const SEARCH_ANY: &[&str] = &[
     "elasticsearch",

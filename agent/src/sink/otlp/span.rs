@@ -78,6 +78,14 @@ pub(super) fn from_observation(observation: &Observation, clock: &Clock) -> Span
         start_time + Duration::from_nanos(at_ns.saturating_sub(times.request_first_ns))
     };
     let mut events = SpanEvents::default();
+    if let Some(queued_ns) = semantics::queued_ns(exchange) {
+        events.events.push(Event::new(
+            "request.arrived",
+            start_time - Duration::from_nanos(queued_ns),
+            vec![],
+            0,
+        ));
+    }
     if let Some(first_ns) = times.response_first_ns {
         events.events.push(Event::new(
             "response.first_byte",

@@ -52,6 +52,24 @@ fn a_server_span_is_as_promised() {
 }
 
 #[test]
+fn a_span_tells_of_the_arrival_where_that_is_known() {
+    let mut observation = server();
+    let names = |span: &SpanData| -> Vec<_> {
+        let events = span.events.events.iter();
+        events.map(|event| event.name.clone()).collect()
+    };
+    assert_eq!(names(&span_of(&observation)), ["response.first_byte"]);
+    let times = &mut observation.exchange.times;
+    times.request_arrived_ns = Some(times.request_first_ns - 3 * MILLISECOND_NS);
+    let span = span_of(&observation);
+    assert_eq!(names(&span), ["request.arrived", "response.first_byte"]);
+    let waited = span
+        .start_time
+        .duration_since(span.events.events[0].timestamp);
+    assert_eq!(waited.unwrap(), Duration::from_millis(3));
+}
+
+#[test]
 fn a_client_span_has_the_template_and_the_server_that_it_called() {
     let mut observation = client();
     observation.exchange.host = None;

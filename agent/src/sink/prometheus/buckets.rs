@@ -7,6 +7,12 @@ const HTTP_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
+/// Buckets of the queue time, seconds: an idle server reads within 100 µs.
+const QUEUE_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
 /// Buckets of the database durations, seconds.
 const DATABASE_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
@@ -24,6 +30,7 @@ const BODY_BYTES: &[f64] = &[
 
 pub(super) const SERVER_DURATION: &str = "http_server_request_duration_seconds";
 pub(super) const SERVER_FIRST_BYTE: &str = "http_server_time_to_first_byte_seconds";
+pub(super) const SERVER_QUEUE: &str = "http_server_queue_time_seconds";
 pub(super) const SERVER_REQUEST_BODY: &str = "http_server_request_body_size_bytes";
 pub(super) const SERVER_RESPONSE_BODY: &str = "http_server_response_body_size_bytes";
 pub(super) const CLIENT_DURATION: &str = "http_client_request_duration_seconds";
@@ -36,9 +43,10 @@ pub(super) const ELASTICSEARCH_TOOK: &str = "elasticsearch_took_seconds";
 pub(super) const ELASTICSEARCH_OVERHEAD: &str = "elasticsearch_overhead_seconds";
 
 /// Every histogram and its buckets by default.
-const DEFAULTS: [(&str, &[f64]); 12] = [
+const DEFAULTS: &[(&str, &[f64])] = &[
     (SERVER_DURATION, HTTP_SECONDS),
     (SERVER_FIRST_BYTE, HTTP_SECONDS),
+    (SERVER_QUEUE, QUEUE_SECONDS),
     (SERVER_REQUEST_BODY, BODY_BYTES),
     (SERVER_RESPONSE_BODY, BODY_BYTES),
     (CLIENT_DURATION, HTTP_SECONDS),

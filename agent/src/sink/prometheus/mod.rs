@@ -1,8 +1,5 @@
 //! Observations as Prometheus metrics, named and labelled as OpenTelemetry's semantic conventions
 //! have them.
-//!
-//! `http_server_queue_time_seconds` is not registered: an exchange does not carry the arrival of its
-//! bytes yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,11 +256,7 @@ impl Families {
     }
 
     fn histograms(&self) -> impl Iterator<Item = &Family<HistogramVec>> {
-        let http = self
-            .server
-            .families()
-            .into_iter()
-            .chain(self.client.families());
+        let http = self.server.families().chain(self.client.families());
         http.chain(self.database.histograms())
     }
 

@@ -65,6 +65,8 @@ fn every_kind() -> Vec<Observation> {
     let mut answered = observation("shop", Role::Server, "/items/{id}");
     answered.exchange.request_body_bytes = Some(2048);
     answered.exchange.method = "POST";
+    let times = &mut answered.exchange.times;
+    times.request_arrived_ns = Some(times.request_first_ns - 700_000);
 
     let mut failed = lasting(observation("shop", Role::Server, "/items/{id}"), 300);
     failed.exchange.status = Some(503);
