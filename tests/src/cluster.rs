@@ -114,6 +114,14 @@ impl Node {
     /// # Errors
     /// When it does not come up.
     pub fn start(product: &Product) -> Result<Self> {
+        Self::start_with(product, &[])
+    }
+
+    /// The same with settings of its own, `name=value` each; not from Elasticsearch 8 and OpenSearch 3 on.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_with(product: &Product, settings: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let service = format!("e2e-{}-{}", product.name, address.port());
@@ -125,7 +133,10 @@ impl Node {
         command.args(["-cp", &class_path.join(":")]);
         command.arg(prerequisite::workload(product.program));
         command.arg(folder.path()).arg(address.port().to_string());
-        command.arg(module.join(":"));
+        if !module.is_empty() {
+            command.arg(module.join(":"));
+        }
+        command.args(settings);
         command.env("OTEL_SERVICE_NAME", &service);
         let mut child = Child::spawn(product.name, command, folder)?;
         child.wait_until(START_TIMEOUT, || {

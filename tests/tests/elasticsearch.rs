@@ -321,6 +321,11 @@ fn assert_spans_agree(
             None if call.status >= 400 => call.status.to_string(),
             None => String::new(),
         };
+        if call.operation == "get" {
+            let id = call.path.rsplit('/').next().unwrap_or_default();
+            let (key, id) = ("db.operation.parameter.id", id.replace("%2F", "/"));
+            ensure!(span.attribute(key) == id, "{key} is not {id} in {span:?}");
+        }
         let number = |number: Option<u64>| number.map_or_else(String::new, |it| it.to_string());
         for (key, value) in [
             ("error.type", error_type),
@@ -391,6 +396,8 @@ fn assert_items_agree(metrics: &Metrics, service: &str, calls: &[Call]) -> Resul
 struct Call {
     operation: String,
     index: String,
+    /// As it went over the wire.
+    path: String,
     status: u64,
     took_ms: Option<u64>,
     health: Option<String>,
@@ -417,6 +424,7 @@ impl Call {
         Ok(Self {
             operation: text("operation").context("operation")?,
             index: text("index").context("index")?,
+            path: text("path").context("path")?,
             status: value["status"].as_u64().context("status")?,
             took_ms: value["took"].as_u64(),
             health: text("health"),

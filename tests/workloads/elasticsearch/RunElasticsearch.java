@@ -9,12 +9,15 @@ import org.elasticsearch.node.Node;
 import org.elasticsearch.reindex.ReindexPlugin;
 import org.elasticsearch.transport.Netty4Plugin;
 
-/** A single Elasticsearch node: {@code RunElasticsearch EMPTY_FOLDER PORT}, on 127.0.0.1, until it is ended. */
+/**
+ * A single Elasticsearch node: {@code RunElasticsearch EMPTY_FOLDER PORT SETTING=VALUE…}, on 127.0.0.1, until it is
+ * ended.
+ */
 public class RunElasticsearch {
     public static void main(String[] arguments) throws Exception {
         Path home = Path.of(arguments[0]).toAbsolutePath();
         Path config = Files.createDirectories(home.resolve("config"));
-        Settings settings = Settings.builder()
+        Settings.Builder settings = Settings.builder()
             .put("path.home", home.toString())
             .put("cluster.name", "telltale-test")
             .put("node.name", "node-1")
@@ -25,10 +28,13 @@ public class RunElasticsearch {
             .put("transport.type", "netty4")
             .put("discovery.type", "single-node")
             // A full disk of the machine is not what is tested.
-            .put("cluster.routing.allocation.disk.threshold_enabled", false)
-            .build();
+            .put("cluster.routing.allocation.disk.threshold_enabled", false);
+        for (String setting : List.of(arguments).subList(2, arguments.length)) {
+            String[] words = setting.split("=", 2);
+            settings.put(words[0], words[1]);
+        }
         Environment environment =
-            InternalSettingsPreparer.prepareEnvironment(settings, Map.of(), config, () -> "node-1");
+            InternalSettingsPreparer.prepareEnvironment(settings.build(), Map.of(), config, () -> "node-1");
         new EmbeddedNode(environment).start();
         Thread.currentThread().join();
     }

@@ -96,9 +96,14 @@ const PYTHON: &[&str] = &[
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "waiting", "elasticsearch"];
-const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
+const SEARCH: &[&str] = &[
+    "elasticsearch",
+    "elasticsearch_answers",
+    "elasticsearch_services",
+];
 const SEARCH_ANY: &[&str] = &[
     "elasticsearch",
+    "elasticsearch_answers",
     "elasticsearch_services",
     "elasticsearch_versions",
 ];
