@@ -9,6 +9,7 @@ mod kernel;
 mod log;
 mod maps;
 mod process;
+mod queue;
 mod ring;
 mod sample;
 mod segment;

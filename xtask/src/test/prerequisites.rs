@@ -45,9 +45,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("npm", "npm", SERVERS_AND_SEARCH),
     program("go", "golang-go", COLLECTOR),
     // A JDK: the nodes' main classes are compiled when they start.
-    program("javac", "default-jdk-headless", SEARCH),
-    program("mvn", "maven", SEARCH),
+    program("javac", "default-jdk-headless", SEARCH_ANY),
+    program("mvn", "maven", SEARCH_ANY),
 ];
+
+/// Suites that run only when they are named: their servers need a JDK that Debian 12 does not have.
+pub(crate) const ON_DEMAND: &[&str] = &["elasticsearch_versions"];
 
 const SERVERS: &[&str] = &[
     "workloads",
@@ -90,6 +93,11 @@ const PYTHON: &[&str] = &[
 const ALONE: &[&str] = &["accounting", "exchanges"];
 const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
+const SEARCH_ANY: &[&str] = &[
+    "elasticsearch",
+    "elasticsearch_services",
+    "elasticsearch_versions",
+];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
 
@@ -171,6 +179,38 @@ pub(crate) const FOLDERS: &[Folder] = &[
         sources: &["elasticsearch/pom.xml"],
         recipe: Recipe::Maven,
         suites: SEARCH,
+    },
+    Folder {
+        what: "OpenSearch 1",
+        name: "opensearch-1",
+        variable: "TELLTALE_OPENSEARCH_1_CP",
+        sources: &["opensearch-1/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "OpenSearch 3",
+        name: "opensearch-3",
+        variable: "TELLTALE_OPENSEARCH_3_CP",
+        sources: &["opensearch-3/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "Elasticsearch 8",
+        name: "elasticsearch-8",
+        variable: "TELLTALE_ELASTICSEARCH_8_CP",
+        sources: &["elasticsearch-8/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "Elasticsearch 9",
+        name: "elasticsearch-9",
+        variable: "TELLTALE_ELASTICSEARCH_9_CP",
+        sources: &["elasticsearch-9/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
     },
 ];
 

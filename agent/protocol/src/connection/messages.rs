@@ -9,7 +9,7 @@ use crate::http1::head::{RequestHead, ResponseHead, complete};
 use crate::http1::method::{Beginning, Kind, beginning};
 use crate::in_flight::{Answer, InFlight};
 use crate::loss::LossReason;
-use crate::observation::Outcome;
+use crate::observation::{Outcome, Role};
 use crate::pairing::{AnswerGaps, RequestGaps};
 
 /// How a stream goes on behind the head of an answer.
@@ -91,6 +91,9 @@ impl Connection {
             Some(parsed) => parsed.framing,
             None => None,
         };
+        if role == Role::Server {
+            entry.set_arrival(self.stream(direction).take_arrival_ns(head.first_ns));
+        }
         if let Some(parsed) = &parsed {
             entry.watch_search(parsed, self.search_cluster.is_some());
         }
