@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn the_configuration_knows_every_histogram() {
         for (name, _) in DEFAULTS {
-            assert!(crate::config::HISTOGRAMS.contains(&name), "{name}");
+            assert!(crate::config::HISTOGRAMS.contains(name), "{name}");
         }
     }
 }
