@@ -2,10 +2,10 @@
 //! different names for one path.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use globset::{Glob, GlobMatcher};
-use protocol::observation::Role;
+use protocol::observation::{ElasticsearchCall, Role};
 use protocol::routes::RouteTable;
 
 use crate::config::RoutesConfig;
@@ -106,9 +106,21 @@ impl ServiceRoutes {
     /// The route of a path.
     #[must_use]
     pub fn route(&self, path: &str) -> Arc<str> {
-        self.table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .route(path)
+        self.lock().route(path)
+    }
+
+    /// The route of a call: where the configuration gives none, the API's own template is better than
+    /// anything that could be learned.
+    #[must_use]
+    pub fn route_of_call(&self, path: &str, call: &ElasticsearchCall) -> Arc<str> {
+        let Some(template) = call.template else {
+            return self.route(path);
+        };
+        let given = self.lock().given(path);
+        given.unwrap_or_else(|| format!("{}{template}", call.prefix).into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RouteTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

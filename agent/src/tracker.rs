@@ -365,7 +365,10 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
         .routes
         .get_or_insert_with(|| shared.routes.of(&tracked.process.service, exchange.role));
     Observation {
-        route: routes.route(&exchange.path),
+        route: match &exchange.elasticsearch {
+            Some(call) => routes.route_of_call(&exchange.path, call),
+            None => routes.route(&exchange.path),
+        },
         exchange,
         process: Arc::clone(&tracked.process),
         local: tracked.local,

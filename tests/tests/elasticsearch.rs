@@ -143,6 +143,7 @@ fn check(product: &Product) -> Result<()> {
             "the node is no client"
         );
         let of_client = [("service_name", service.as_str())];
+        assert_templates(&metrics, &of_client)?;
         ensure!(
             metrics.sum(SERVED_COUNT, &of_client) == 0.0,
             "the client is no node"
@@ -173,6 +174,19 @@ fn assert_counts_agree(
     ensure!(
         all == calls.len() as f64,
         "calls of another product: {all} in all"
+    );
+    Ok(())
+}
+
+/// A client's paths are told by the API's templates: no index and no document has a series of its own.
+fn assert_templates(metrics: &Metrics, of_client: &[(&str, &str)]) -> Result<()> {
+    let requests = metrics.select("http_client_request_duration_seconds_count", of_client);
+    let templates: BTreeSet<_> = requests.map(|it| it.label("url_template")).collect();
+    let has = |name: &str| templates.iter().any(|template| template.contains(name));
+    ensure!(has("/{index}/_doc/{id}"), "{templates:?}");
+    ensure!(
+        !has("/bulk") && !has("/doc") && !has("missing"),
+        "{templates:?}"
     );
     Ok(())
 }

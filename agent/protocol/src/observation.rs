@@ -172,6 +172,8 @@ pub struct ElasticsearchCall {
     pub prefix: Box<str>,
     /// Endpoint id of the REST specification (`search`, `cluster.health`); `None` when unknown.
     pub operation: Option<&'static str>,
+    /// Path template of that endpoint (`/{index}/_doc/{id}`).
+    pub template: Option<&'static str>,
     /// The index expression; empty where the path has none.
     pub collection: Box<str>,
     /// `took` of the answer, milliseconds; `None` where it has none or it was not captured.

@@ -67,6 +67,7 @@ pub(crate) fn search(service: &str) -> Observation {
         product: SearchProduct::Elasticsearch,
         prefix: "".into(),
         operation: Some("search"),
+        template: Some("/{index}/_search"),
         collection: "docs".into(),
         took_ms: Some(6),
         timed_out: Some(false),

@@ -196,6 +196,7 @@ pub fn observe(
         product,
         prefix: place.prefix.into(),
         operation: target.as_ref().map(Target::operation),
+        template: target.as_ref().map(|target| target.endpoint.template),
         collection: target.map(|target| target.collection()).unwrap_or_default(),
         took_ms: None,
         timed_out: None,

@@ -70,6 +70,12 @@ impl RouteTable {
             .unwrap_or_else(|| Arc::clone(&self.overflow))
     }
 
+    /// The route that a given template has for a path; nothing is learned.
+    #[must_use]
+    pub fn given(&self, path: &str) -> Option<Arc<str>> {
+        self.templates.route(path)
+    }
+
     /// Routes that were learned so far.
     #[must_use]
     pub fn learned_routes(&self) -> usize {
@@ -102,6 +108,9 @@ mod tests {
             "/get_complete_tree/{workflow_id}"
         );
         assert_eq!(&*table.route("/other/42"), "/other/{id}");
+        let given = table.given("/get_complete_tree/42");
+        assert_eq!(given.as_deref(), Some("/get_complete_tree/{workflow_id}"));
+        assert_eq!(table.given("/other/42"), None);
     }
 
     #[test]

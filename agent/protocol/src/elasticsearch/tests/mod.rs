@@ -74,6 +74,7 @@ fn a_search_is_understood() {
         product: SearchProduct::Elasticsearch,
         prefix: "".into(),
         operation: Some("search"),
+        template: Some("/{index}/_search"),
         collection: "books".into(),
         took_ms: Some(120),
         timed_out: Some(false),
