@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
 /// How far a figure has to come.
@@ -98,17 +99,25 @@ impl Display for Figure {
     }
 }
 
-/// Prints all of them.
-pub(super) fn print(machine: &str, figures: &[Figure], as_json: bool) {
+/// Prints figures as they come, each as soon as it is measured; JSON when all of them are there.
+pub(super) fn print(
+    machine: &str,
+    as_json: bool,
+    groups: impl Iterator<Item = Result<Vec<Figure>>>,
+) -> Result<()> {
     if as_json {
-        let figures: Vec<_> = figures.iter().map(Figure::json).collect();
+        let groups = groups.collect::<Result<Vec<_>>>()?;
+        let figures: Vec<_> = groups.iter().flatten().map(Figure::json).collect();
         println!("{:#}", json!({ "machine": machine, "figures": figures }));
-        return;
+        return Ok(());
     }
     println!("\n{machine}\n\n| | measured | reach | |\n|---|---|---|---|");
-    for figure in figures {
-        println!("{figure}");
+    for group in groups {
+        for figure in group? {
+            println!("{figure}");
+        }
     }
+    Ok(())
 }
 
 /// `12.3 MB`.

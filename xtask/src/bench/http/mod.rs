@@ -105,12 +105,8 @@ pub(super) fn bench(arguments: &Http) -> Result<()> {
     eprintln!("servers on CPU {server}, loads on {load}, the agent on {agent}");
     setting.processors.keep_to_load()?;
     let machine = machine(setting.processors.count);
-    let mut figures = Vec::new();
-    for subject in subjects {
-        figures.extend(subject.measure(&setting)?);
-    }
-    print(&machine, &figures, arguments.json);
-    Ok(())
+    let groups = subjects.iter().map(|subject| subject.measure(&setting));
+    print(&machine, arguments.json, groups)
 }
 
 impl Subject {

@@ -95,12 +95,8 @@ pub(super) fn bench(arguments: &Profile) -> Result<()> {
         folder: tempfile::tempdir()?,
     };
     let machine = machine(setting.processors.count);
-    let mut figures = Vec::new();
-    for subject in subjects {
-        figures.extend(subject.measure(&setting)?);
-    }
-    print(&machine, &figures, arguments.json);
-    Ok(())
+    let groups = subjects.iter().map(|subject| subject.measure(&setting));
+    print(&machine, arguments.json, groups)
 }
 
 impl Subject {
