@@ -38,6 +38,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("musl-gcc", "musl-tools", UNWIND),
     program("strip", "binutils", UNWIND),
     program("go", "golang-go", UNWIND),
+    program("go", "golang-go", PYTHON_PROFILE),
+    program("unshare", "util-linux", PYTHON_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
@@ -84,6 +86,7 @@ const PYTHON: &[&str] = &[
     "elasticsearch_services",
     "deploy",
     "profile_push",
+    "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
@@ -92,6 +95,7 @@ const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
+const PYTHON_PROFILE: &[&str] = &["python_profile"];
 
 const fn program(
     name: &'static str,
