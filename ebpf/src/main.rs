@@ -10,6 +10,7 @@ mod log;
 mod maps;
 mod process;
 mod python;
+mod queue;
 mod ring;
 mod sample;
 mod segment;

@@ -60,6 +60,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         sock_net: btf.offset("sock_common", "skc_net")?,
         net_inum: btf.offset("net", "ns.inum")?,
         unix_peer: optional("unix_sock", "peer"),
+        sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
+        skb_control: btf.offset("sk_buff", "cb")?,
     })
 }
 

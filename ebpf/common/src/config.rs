@@ -84,6 +84,10 @@ pub struct Offsets {
     pub unix_peer: u32,
     /// `sock.sk_shutdown`, or [`MISSING`] where it is a bit field.
     pub sock_shutdown: u32,
+    /// `sock.sk_receive_queue.qlen`: buffers that nobody has read.
+    pub sock_unread: u32,
+    /// `sk_buff.cb`: the protocol's own data of a packet.
+    pub skb_control: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.
@@ -130,6 +134,8 @@ pub struct Config {
     pub capture_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
+    /// 1: the arrival of bytes is noted for [`crate::connection::SocketData::arrived_ns`]; 0: not.
+    pub queue_time: u32,
 }
 
 /// Most bytes that one record captures.
