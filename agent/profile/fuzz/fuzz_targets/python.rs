@@ -47,7 +47,7 @@ fuzz_target!(|input: Input<'_>| {
             }
         }
         Input::Stack(native, words, kind, reached_end) => {
-            let merged = merge(&native, &words, kind, reached_end, |code, _| code);
+            let merged = merge(&native, &words, kind, reached_end, |code, _| Some(code));
             assert!(merged.user.len() <= native.len() + words.len());
         }
     }

@@ -82,6 +82,13 @@ impl Code {
         }
     }
 
+    /// Is it none that anybody wrote? Since 3.12 the interpreter has a code object of its own for
+    /// constructors, which is called like them and says the same in place of a file.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        self.name == self.file
+    }
+
     /// Memory that it takes, about.
     #[must_use]
     pub fn bytes(&self) -> usize {
