@@ -156,7 +156,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
     let host_name = Arc::from(OtlpOptions::default().host_name);
-    let (profile_routes, push) = start::profile_routes(
+    let (profile_routes, push, python) = start::profile_routes(
         &mut loaded,
         &config,
         &processes,
@@ -200,7 +200,13 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         metrics.losses.clone(),
         health.clone(),
     );
-    let targets = Arc::new(move || processes.list());
+    let targets = Arc::new(move || {
+        let mut targets = processes.list();
+        for target in &mut targets {
+            target.interpreter = python.describe(target.process.pid);
+        }
+        targets
+    });
     let push = push.map(|push| tokio::spawn(push.run()));
     let api = Api {
         registry,

@@ -21,6 +21,7 @@ use crate::probes::mounts;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
+use crate::profiler::python::PythonProcesses;
 use crate::profiler::{Continuous, Profiler};
 use crate::push::Push;
 use crate::self_metrics::SelfMetrics;
@@ -176,7 +177,7 @@ pub(crate) fn profile_routes(
     metrics: &SelfMetrics,
     health: &Health,
     host_name: &Arc<str>,
-) -> Result<(Router, Option<Push>), AgentError> {
+) -> Result<(Router, Option<Push>, PythonProcesses), AgentError> {
     match Sampler::new(&mut loaded.ebpf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
@@ -186,8 +187,9 @@ pub(crate) fn profile_routes(
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
             let push = &config.profile.push;
             let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
+            let python = profiler.python().clone();
             let router = http::profile::router(Some(profiler), config.profile.clone());
-            Ok((router, push))
+            Ok((router, push, python))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -196,7 +198,8 @@ pub(crate) fn profile_routes(
                 Status::Degraded,
                 format!("no CPU profiles: {error}"),
             );
-            Ok((http::profile::router(None, config.profile.clone()), None))
+            let router = http::profile::router(None, config.profile.clone());
+            Ok((router, None, PythonProcesses::default()))
         }
     }
 }

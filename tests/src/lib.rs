@@ -14,6 +14,7 @@
 //! | `TELLTALE_COLLECTOR` | the OpenTelemetry Collector built from `tests/workloads/collector` |
 //! | `TELLTALE_OPENSEARCH_CP` | a file with the class path of `tests/workloads/opensearch` |
 //! | `TELLTALE_ELASTICSEARCH_CP` | a file with the class path of `tests/workloads/elasticsearch` |
+//! | `TELLTALE_PYTHONS` | further Python interpreters, separated by `:` (may be absent) |
 //!
 //! From `PATH`: `nginx`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
 //! A missing prerequisite fails the test and says so; nothing is skipped.
@@ -36,6 +37,7 @@ pub mod prerequisite;
 pub mod script;
 pub mod server;
 pub mod split;
+pub mod traces;
 
 pub use agent::{Agent, AgentCommand, Finished};
 pub use child::{Child, free_port};

@@ -1,13 +1,13 @@
 //! Stacks of code without frame pointers: programs whose split of CPU time and whose depth are
 //! known, by several compilers, stripped and not, read back by `go tool pprof`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Agent, Child, prerequisite};
+use e2e::traces::{Trace, Traces};
+use e2e::{Child, prerequisite};
 
 /// Share of the CPU time that each function and what it calls are given.
 const SHARES: [(&str, f64); 3] = [
@@ -93,92 +93,18 @@ impl Program {
         Ok(Self { child, name })
     }
 
-    fn profile(&self, seconds: u32) -> Result<Profile> {
-        let file = self.child.folder().join("x.pb.gz");
-        let finished = Agent::command()?
-            .subcommand("profile")
-            .arg("--pid")
-            .arg(self.child.pid().to_string())
-            .arg("--seconds")
-            .arg(seconds.to_string())
-            .arg("--hz")
-            .arg("997")
-            .arg("-o")
-            .arg(file.to_str().context("a path in UTF-8")?)
-            .run_to_end(Duration::from_secs(60))?;
-        ensure!(finished.status.success(), "{}", finished.output);
-        Profile::read(&file)
+    fn profile(&self, seconds: u32) -> Result<Traces> {
+        Traces::take(self.child.pid(), seconds, self.child.folder())
     }
 }
 
-/// A stack and what is told about it.
-struct Sample {
-    /// Functions, leaf first.
-    functions: Vec<String>,
-    unwind: String,
-    count: u64,
+/// What the programs of `split.*` are made to be.
+trait KnownSplit {
+    /// Checks that shares and depth are that.
+    fn check(&self, what: &str, complete: f64) -> Result<()>;
 }
 
-struct Profile {
-    samples: Vec<Sample>,
-}
-
-impl Profile {
-    /// Reads the samples that `go tool pprof -traces` lists.
-    fn read(file: &Path) -> Result<Self> {
-        let output = Command::new(prerequisite::on_path("go")?)
-            .args(["tool", "pprof", "-traces", "-sample_index=samples"])
-            .arg(file)
-            .output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let mut samples = Vec::new();
-        for block in text.split("-----------+").skip(1) {
-            let mut sample = Sample {
-                functions: Vec::new(),
-                unwind: String::new(),
-                count: 0,
-            };
-            for line in block.lines().skip(1) {
-                let words = line.trim();
-                if let Some(unwind) = words.strip_prefix("unwind:") {
-                    sample.unwind = unwind.trim().to_owned();
-                    continue;
-                }
-                let name = |text: &str| text.trim().trim_end_matches(" (inline)").to_owned();
-                match words.split_once(char::is_whitespace) {
-                    Some((count, function)) if count.parse::<u64>().is_ok() => {
-                        sample.count = count.parse()?;
-                        sample.functions.push(name(function));
-                    }
-                    // Labels come before the first function.
-                    _ if sample.count > 0 && !words.is_empty() => {
-                        sample.functions.push(name(words));
-                    }
-                    _ => {}
-                }
-            }
-            if sample.count > 0 {
-                samples.push(sample);
-            }
-        }
-        ensure!(!samples.is_empty(), "no samples: {text}");
-        Ok(Self { samples })
-    }
-
-    fn count(&self, of: impl Fn(&Sample) -> bool) -> f64 {
-        let counts = self.samples.iter().filter(|sample| of(sample));
-        counts.map(|sample| sample.count).sum::<u64>() as f64
-    }
-
-    fn outcomes(&self) -> BTreeMap<&str, u64> {
-        let mut outcomes = BTreeMap::new();
-        for sample in &self.samples {
-            *outcomes.entry(&*sample.unwind).or_default() += sample.count;
-        }
-        outcomes
-    }
-
-    /// Shares and depth of the split are what they are made to be.
+impl KnownSplit for Traces {
     fn check(&self, what: &str, complete: f64) -> Result<()> {
         let total = self.count(|_| true);
         let outcomes = self.outcomes();
@@ -193,7 +119,7 @@ impl Profile {
             "{what}: {whole:.4} complete, {outcomes:?}"
         );
         for (name, expected) in SHARES {
-            let is_in = |sample: &Sample| sample.functions.iter().any(|function| function == name);
+            let is_in = |sample: &Trace| sample.functions.iter().any(|function| function == name);
             let share =
                 self.count(|sample| sample.unwind == "complete" && is_in(sample)) / (whole * total);
             println!("{what}: {name} {share:.4}");
@@ -202,7 +128,7 @@ impl Profile {
                 "{what}: {name} has {share:.4} of {total} samples; expected {expected}"
             );
             let spent = name.replace("nest", "spend");
-            for sample in self.samples.iter().filter(|sample| is_in(sample)) {
+            for sample in self.traces.iter().filter(|sample| is_in(sample)) {
                 let depth = sample.functions.iter().filter(|function| *function == name);
                 let depth = depth.count();
                 // While the nest is entered or left, it is less deep.
@@ -386,7 +312,7 @@ fn a_stack_that_is_too_deep_says_so() -> Result<()> {
         "{:?}",
         profile.outcomes()
     );
-    let deepest = profile.samples.iter().map(|sample| sample.functions.len());
+    let deepest = profile.traces.iter().map(|sample| sample.functions.len());
     ensure!(deepest.max().unwrap_or_default() >= 512);
     Ok(())
 }

@@ -77,13 +77,22 @@ impl Profile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Address that was looked up: the interrupted instruction of a leaf, the last byte of the
-    /// call of a caller. In the file's own terms where there is a mapping (see [`Mapping`]).
+    /// call of a caller. In the file's own terms where there is a mapping (see [`Mapping`]); 0 for
+    /// what an interpreter runs.
     pub address: u64,
     /// File, where there is one.
     pub mapping: Option<MappingIndex>,
     /// The functions at this address: innermost inlined callee first, the function that really
     /// stands there last. Empty when unknown.
     pub functions: Vec<SymbolizedFrame>,
+}
+
+impl Frame {
+    /// Is it one of a language that an interpreter runs? Such a frame has no address.
+    #[must_use]
+    pub fn is_interpreted(&self) -> bool {
+        self.mapping.is_none() && self.address == 0
+    }
 }
 
 /// A function and the line in it.

@@ -47,6 +47,7 @@ fn names_from_traffic_are_text_wherever_they_appear() {
         process: Arc::new(hostile),
         ports: vec![80],
         protocols: vec!["http/1.1"],
+        interpreter: None,
     }];
     let page = page_of(&[EVIL], &targets);
     assert!(
@@ -116,6 +117,7 @@ fn long_lists_are_cut_and_say_so() {
             process: Arc::new(process(name, pid)),
             ports: vec![],
             protocols: vec![],
+            interpreter: None,
         })
         .collect();
     let page = page_of(&[], &targets);

@@ -39,6 +39,7 @@ impl Running {
                     process: Arc::new(shop),
                     ports: vec![8080],
                     protocols: vec!["http/1.1"],
+                    interpreter: Some("CPython 3.12".into()),
                 }]
             }),
             host_name: "host".into(),
@@ -147,6 +148,7 @@ async fn targets_tell_the_process_and_not_its_arguments() {
     assert_eq!(target["service_source"], "environment");
     assert_eq!(target["executable"], "/usr/bin/python3.12");
     assert_eq!(target["runtime"], "python");
+    assert_eq!(target["interpreter"], "CPython 3.12");
     assert_eq!(target["ports"], Value::from(vec![8080]));
     assert_eq!(target["protocols"], Value::from(vec!["http/1.1"]));
     assert!(!body.contains("secret"), "{body}");

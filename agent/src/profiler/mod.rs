@@ -26,6 +26,7 @@ use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
+use python::PythonProcesses;
 use session::Collected;
 use target::Identity;
 use work::Message;
@@ -98,6 +99,7 @@ pub struct Profiler {
     symbolizer: Arc<Symbolizer>,
     processes: Arc<ProcessTable>,
     samples: Option<ProfileSamples>,
+    python: PythonProcesses,
 }
 
 impl Profiler {
@@ -113,6 +115,7 @@ impl Profiler {
         continuous: Option<Continuous>,
     ) -> std::io::Result<Self> {
         let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
+        let python = unwinder.python().clone();
         let (messages, received) = mpsc::channel();
         let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes), continuous);
         thread::Builder::new()
@@ -123,7 +126,14 @@ impl Profiler {
             symbolizer: Arc::default(),
             processes,
             samples,
+            python,
         })
+    }
+
+    /// The processes that run CPython, as far as they were sampled.
+    #[must_use]
+    pub fn python(&self) -> &PythonProcesses {
+        &self.python
     }
 
     /// Takes a profile, or sums what is kept. When the future is dropped, sampling ends.

@@ -112,8 +112,9 @@ impl Encoder {
     }
 
     fn location(&mut self, id: u64, frame: &Frame) -> protos::Location {
+        let is_native = !frame.is_interpreted();
         let line = frame.functions.iter().map(|function| protos::Line {
-            function_id: self.function(function),
+            function_id: self.function(function, is_native),
             line: function.line.map_or(0, i64::from),
         });
         protos::Location {
@@ -126,7 +127,7 @@ impl Encoder {
         }
     }
 
-    fn function(&mut self, function: &SymbolizedFrame) -> u64 {
+    fn function(&mut self, function: &SymbolizedFrame, is_native: bool) -> u64 {
         let name = self.string(&function.name);
         let filename = function.file.as_ref().map_or(0, |file| self.string(file));
         *self.by_function.entry((name, filename)).or_insert_with(|| {
@@ -134,7 +135,9 @@ impl Encoder {
             self.functions.push(protos::Function {
                 id,
                 name,
-                system_name: name,
+                // Readers demangle a name that is also the system's: of `<module>` that would
+                // leave nothing.
+                system_name: if is_native { name } else { 0 },
                 filename,
                 start_line: 0,
             });

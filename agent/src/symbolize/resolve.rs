@@ -72,6 +72,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                 count,
             } = counted;
             table.cut_beyond_entry(&stack, &mut frames);
+            table.leave_out_plumbing(&mut frames);
             Sample {
                 unwind: table.unwind(&stack, &frames),
                 frames,
@@ -273,6 +274,24 @@ impl FrameTable {
         frames.truncate(beyond.unwrap_or(frames.len()));
     }
 
+    /// Leaves out the native functions by which the interpreter calls one of Python's from another:
+    /// before 3.11 there are two to four of them a call, and they say nothing.
+    fn leave_out_plumbing(&self, frames: &mut Vec<FrameIndex>) {
+        let mut follows_python = false;
+        frames.retain(|index| {
+            let frame = &self.frames[*index];
+            let is_python = frame.is_interpreted();
+            let is_plumbing = follows_python
+                && !frame.functions.is_empty()
+                && frame
+                    .functions
+                    .iter()
+                    .all(|function| is_plumbing(&function.name));
+            follows_python = is_python || is_plumbing;
+            !is_plumbing
+        });
+    }
+
     /// How far the stack was followed.
     fn unwind(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
         match self.unwind_native(stack, frames) {
@@ -336,6 +355,24 @@ fn lookup_addresses(addresses: &[u64]) -> impl Iterator<Item = u64> + '_ {
         .skip(1)
         .map(|address| address.saturating_sub(1));
     addresses.first().copied().into_iter().chain(calls)
+}
+
+/// CPython's functions between the interpreter's loop and itself.
+fn is_plumbing(name: &str) -> bool {
+    const PLUMBING: [&str; 11] = [
+        "_PyEval_EvalFrame",
+        "_PyEval_EvalCode",
+        "_PyEval_EvalCodeWithName",
+        "_PyEval_Vector",
+        "_PyFunction_Vectorcall",
+        "_PyFunction_FastCallDict",
+        "_PyObject_Vectorcall",
+        "PyObject_Vectorcall",
+        "_PyObject_VectorcallTstate",
+        "function_code_fastcall",
+        "call_function",
+    ];
+    PLUMBING.contains(&name)
 }
 
 /// Functions in which threads begin, and those that they pass on to before the program's own:

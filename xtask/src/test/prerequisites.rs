@@ -39,6 +39,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("musl-gcc", "musl-tools", UNWIND),
     program("strip", "binutils", UNWIND),
     program("go", "golang-go", UNWIND),
+    program("go", "golang-go", PYTHON_PROFILE),
+    program("unshare", "util-linux", PYTHON_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
@@ -91,6 +93,7 @@ const PYTHON: &[&str] = &[
     "elasticsearch_services",
     "deploy",
     "profile_push",
+    "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
@@ -109,6 +112,7 @@ const SEARCH_ANY: &[&str] = &[
 ];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
+const PYTHON_PROFILE: &[&str] = &["python_profile"];
 
 const fn program(
     name: &'static str,

@@ -82,6 +82,13 @@ impl Code {
         }
     }
 
+    /// Is it none that anybody wrote? Since 3.12 the interpreter has a code object of its own for
+    /// constructors, which is called like them and says the same in place of a file.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        self.name == self.file
+    }
+
     /// Memory that it takes, about.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -100,7 +107,7 @@ pub fn read_code(
     wanted: u32,
 ) -> Result<Code, CodeError> {
     let is_same = || match stamp_of(memory, &layout.process, address) {
-        Some(found) if found == wanted => Ok(()),
+        Some(found) if found == wanted && is_alive(memory, address) => Ok(()),
         Some(_) => Err(CodeError::Replaced),
         None => Err(CodeError::Unreadable),
     };
@@ -122,6 +129,14 @@ pub fn read_code(
         format: layout.lines,
         start: layout.code_start,
     })
+}
+
+/// Does anybody refer to the object? Its memory keeps what it was for a while after it is gone, but
+/// what its pointers led to may be something else by then. In place of the count of references,
+/// CPython's allocator leaves a pointer, the C library's one, or nothing: neither is a count, which
+/// has at most 32 bits. (From 3.14 on, flags stand in the upper 16.)
+fn is_alive(memory: &impl Memory, address: u64) -> bool {
+    word(memory, address).is_some_and(|count| count as u32 != 0 && count >> 32 & 0xffff == 0)
 }
 
 /// The stamp of what is at `address`, by the steps that the kernel side takes.
@@ -324,6 +339,7 @@ pub(super) mod tests {
         memory.set_type(CODE_TYPE, "code");
         memory.set_type(STR, "str");
         memory.set_type(BYTES, "bytes");
+        memory.set_word(CODE, 3);
         memory.set_word(CODE + TYPE_OFFSET, BEGIN + CODE_TYPE);
         memory.set(CODE + 72, &10_u32.to_le_bytes());
         memory.set_word(CODE + 112, BEGIN + FILE);
@@ -363,6 +379,12 @@ pub(super) mod tests {
             memory.set(at, &[byte]);
             assert_eq!(read(&memory, first), Err(CodeError::Replaced));
             assert!(read(&memory, stamp(&memory)).is_ok());
+        }
+        // Gone: the allocator's pointer to the next free piece of memory, or none.
+        for count in [0x7fab_cdef_0120, 0] {
+            let mut memory = memory();
+            memory.set_word(CODE, count);
+            assert_eq!(read(&memory, first), Err(CodeError::Replaced));
         }
         let mut memory = memory();
         memory.set_word(CODE + TYPE_OFFSET, BEGIN + STR);

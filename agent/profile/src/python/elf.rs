@@ -1,13 +1,13 @@
 //! What an ELF file tells of the CPython in it.
 
-use object::elf::EM_X86_64;
-use object::read::elf::{ElfFile64, FileHeader as _};
-use object::{Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, ReadRef};
+use object::elf::{EM_X86_64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB, SectionType, Sym64};
+use object::read::elf::{ElfFile64, FileHeader as _, SectionHeader as _, Sym as _};
+use object::{Endianness, Object as _, ObjectSection as _, ReadRef};
 
 use super::layout::Version;
 
-/// Longest table of names that is looked through.
-const MAX_NAMES_BYTES: u64 = 64 << 20;
+/// Longest table of symbols or of their names that is looked through.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 /// An interpreter in a file: an executable, or `libpython3.x.so`. Addresses are the file's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,43 +37,68 @@ impl PythonFile {
         // From 3.10 on it has a section of its own, which a stripped file keeps.
         if let Some(section) = elf.section_by_name(".PyRuntime") {
             found.runtime = section.address();
-        } else if !mentions_runtime(&elf) {
+        }
+        found.read_symbols(&elf, SHT_DYNSYM);
+        if found.runtime == 0 {
             return None;
         }
-        for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
-            if symbol.is_undefined() {
+        // Only there are the parts that compilers split off.
+        found.read_symbols(&elf, SHT_SYMTAB);
+        Some(found)
+    }
+
+    /// Takes note of the symbols of a section of that type.
+    fn read_symbols<'data, R: ReadRef<'data>>(
+        &mut self,
+        elf: &ElfFile64<'data, Endianness, R>,
+        section_type: SectionType,
+    ) -> Option<()> {
+        let (endian, data) = (elf.endian(), elf.data());
+        let sections = elf.elf_section_table();
+        let section = sections
+            .iter()
+            .find(|section| section.sh_type(endian) == section_type)?;
+        let names = sections.section(section.link(endian)).ok()?;
+        if section.sh_size(endian).max(names.sh_size(endian)) > MAX_TABLE_BYTES {
+            return None;
+        }
+        // Read whole: asking for one name at a time would copy a page for each.
+        let names = names.data(endian, data).ok()?;
+        let symbols: &[Sym64<Endianness>] = section.data_as_array(endian, data).ok()?;
+        for symbol in symbols {
+            if symbol.st_shndx(endian) == SHN_UNDEF {
                 continue;
             }
-            match symbol.name_bytes().unwrap_or_default() {
-                b"_PyRuntime" => found.runtime = symbol.address(),
-                b"_PyEval_EvalFrameDefault" => found.loops[0] = (symbol.address(), symbol.size()),
-                b"_PyEval_EvalFrameDefault.cold" => {
-                    found.loops[1] = (symbol.address(), symbol.size());
-                }
-                b"Py_Version" => {
-                    let hex = word_at(&elf, symbol.address());
-                    found.version = hex.map(Version::of_hex).or(found.version);
-                }
-                _ => {}
-            }
+            let name = names.get(symbol.st_name(endian) as usize..);
+            let (address, len) = (symbol.st_value(endian), symbol.st_size(endian));
+            self.note(elf, name.unwrap_or_default(), address, len);
         }
-        (found.runtime != 0).then_some(found)
+        Some(())
     }
-}
 
-/// Is `_PyRuntime` among the names of dynamic linking? To look through all symbols of every file
-/// would take longer than all else that is done for it.
-fn mentions_runtime<'data, R: ReadRef<'data>>(elf: &ElfFile64<'data, Endianness, R>) -> bool {
-    let Some(names) = elf.section_by_name(".dynstr") else {
-        return false;
-    };
-    if names.size() > MAX_NAMES_BYTES {
-        return false;
+    /// Takes note of a symbol. `name` goes on behind the zero that ends it.
+    fn note<'data, R: ReadRef<'data>>(
+        &mut self,
+        elf: &ElfFile64<'data, Endianness, R>,
+        name: &[u8],
+        address: u64,
+        len: u64,
+    ) {
+        if !name.starts_with(b"_Py") && !name.starts_with(b"Py") {
+            return;
+        }
+        let is = |wanted: &[u8]| name.starts_with(wanted);
+        if is(b"_PyRuntime\0") {
+            self.runtime = address;
+        } else if is(b"_PyEval_EvalFrameDefault\0") {
+            self.loops[0] = (address, len);
+        } else if is(b"_PyEval_EvalFrameDefault.cold\0") {
+            self.loops[1] = (address, len);
+        } else if is(b"Py_Version\0") {
+            let hex = word_at(elf, address);
+            self.version = hex.map(Version::of_hex).or(self.version);
+        }
     }
-    let names = names.data().unwrap_or_default();
-    names
-        .split(|byte| *byte == 0)
-        .any(|name| name == b"_PyRuntime")
 }
 
 /// The initialized word at an address.

@@ -15,13 +15,13 @@ pub struct Merged {
 /// Merges the native frames with the words of Python's (see [`ebpf_common::python`]).
 ///
 /// `kind` is that of the process; `reached_end`: no outer native frame is missing; `name` is given
-/// the two words of each frame.
+/// the two words of each frame, and may leave it out.
 pub fn merge(
     native: &[u64],
     words: &[u64],
     kind: u32,
     reached_end: bool,
-    mut name: impl FnMut(u64, u64) -> u64,
+    mut name: impl FnMut(u64, u64) -> Option<u64>,
 ) -> Merged {
     let groups = groups(words);
     let marks = native
@@ -51,7 +51,7 @@ pub fn merge(
             if group.is_empty() {
                 merged.user.push(address);
             }
-            let frames = group.iter().map(|[code, place]| name(*code, *place));
+            let frames = group.iter().filter_map(|[code, place]| name(*code, *place));
             merged.user.extend(frames);
         } else {
             merged.is_whole = false;
@@ -61,7 +61,7 @@ pub fn merge(
     // Nobody knows between which native frames these are, but they are the outer ones.
     if !reached_end {
         for [code, place] in groups.copied().flatten() {
-            merged.user.push(name(*code, *place));
+            merged.user.extend(name(*code, *place));
         }
     } else if groups.next().is_some() {
         merged.is_whole = false;
@@ -125,7 +125,7 @@ mod tests {
 
     fn merged(native: &[u64], words: &[u64], kind: u32, reached_end: bool) -> (Vec<u64>, bool) {
         let merged = merge(native, words, kind, reached_end, |code, _| {
-            code & !GROUP_END
+            Some(code & !GROUP_END)
         });
         (merged.user, merged.is_whole)
     }
@@ -203,7 +203,7 @@ mod tests {
             let mut named = Vec::new();
             let merged = merge(&native, &words, kind, reached_end, |code, place| {
                 named.push((code, place));
-                PYTHON | named.len() as u64
+                Some(PYTHON | named.len() as u64)
             });
             let python: Vec<_> = merged.user.iter().filter(|word| **word & PYTHON != 0).collect();
             prop_assert!(python.is_sorted());

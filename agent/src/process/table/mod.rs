@@ -34,6 +34,9 @@ pub struct Target {
     pub ports: Vec<u16>,
     /// Protocols that it was seen to speak, in alphabetical order.
     pub protocols: Vec<&'static str>,
+    /// The interpreter whose frames its profiles show, or why they don't: `CPython 3.11`. `None`
+    /// where it has none, or was not sampled yet.
+    pub interpreter: Option<String>,
 }
 
 /// Knows the processes. Shared by all workers; the lookup of a known pid takes a read lock alone.
@@ -217,6 +220,7 @@ impl ProcessTable {
                 process: Arc::clone(&entry.process),
                 ports: entry.ports.iter().copied().collect(),
                 protocols: entry.protocols.iter().copied().collect(),
+                interpreter: None,
             })
             .collect();
         targets.sort_unstable_by_key(|target| target.process.pid);

@@ -100,8 +100,8 @@ impl PythonFrames {
         })
     }
 
-    /// What stands for a frame in a stack.
-    fn number(&mut self, reader: &mut Reader, [code, place]: [u64; FRAME_WORDS]) -> u64 {
+    /// What stands for a frame in a stack; `None` for one that nobody wrote.
+    fn number(&mut self, reader: &mut Reader, [code, place]: [u64; FRAME_WORDS]) -> Option<u64> {
         let key = CodeKey {
             image: reader.image,
             address: code & !GROUP_END,
@@ -109,20 +109,23 @@ impl PythonFrames {
         };
         let Some(code) = self.code(reader, key) else {
             reader.any_unknown = true;
-            return PYTHON_FRAME;
+            return Some(PYTHON_FRAME);
         };
+        if code.is_internal() {
+            return None;
+        }
         let frame = code.at((place >> 32) as u32);
         if let Some(number) = self.numbers.get(&frame) {
-            return PYTHON_FRAME | number;
+            return Some(PYTHON_FRAME | number);
         }
         if self.frames.len() >= MAX_FRAMES {
             reader.any_unknown = true;
-            return PYTHON_FRAME;
+            return Some(PYTHON_FRAME);
         }
         let number = self.frames.len() as u64;
         self.frames.push(frame.clone());
         self.numbers.insert(frame, number);
-        PYTHON_FRAME | number
+        Some(PYTHON_FRAME | number)
     }
 
     fn code(&mut self, reader: &mut Reader, key: CodeKey) -> Option<Arc<Code>> {

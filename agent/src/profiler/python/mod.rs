@@ -36,6 +36,15 @@ impl PythonProcesses {
         self.lock().get(&pid).cloned()
     }
 
+    /// What people read of it.
+    #[must_use]
+    pub fn describe(&self, pid: u32) -> Option<String> {
+        Some(match self.get(pid)?.layout {
+            Ok(layout) => format!("CPython {}", layout.version),
+            Err(error) => format!("CPython, not read: {error}"),
+        })
+    }
+
     pub(super) fn set(&self, pid: u32, known: Known) {
         self.lock().insert(pid, known);
     }
