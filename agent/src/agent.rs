@@ -152,7 +152,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
         ticks: Ticks::of_kernel(),
-        limits: start::limits(&config),
+        limits: Arc::new(start::limits(&config)),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;

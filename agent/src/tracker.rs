@@ -63,7 +63,7 @@ pub struct Shared {
     /// How long the kernel's ticks are.
     pub ticks: Ticks,
     /// Bounds of one connection.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// Set when the agent ends.
     pub stop: AtomicBool,
 }
@@ -140,7 +140,7 @@ impl Tracker {
         self.shared.process_events.drain();
         let process = self.shared.processes.lookup(origin.pid);
         let selected = self.is_selected(&process, origin.local.port());
-        let mut tracked = Tracked::new(origin, process, selected, self.shared.limits);
+        let mut tracked = Tracked::new(origin, process, selected, Arc::clone(&self.shared.limits));
         if self.is_seen_from_start(origin) {
             tracked.connection.handle_open();
         }

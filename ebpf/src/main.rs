@@ -10,6 +10,7 @@ mod kernel;
 mod log;
 mod maps;
 mod process;
+mod python;
 mod queue;
 mod ring;
 mod sample;

@@ -228,7 +228,7 @@ pub struct RoutesConfig {
     /// Glob over the service name → its templates (`/users/{id}`). Routes of services without
     /// templates, and paths that fit none, are learned.
     pub templates: BTreeMap<String, Vec<String>>,
-    /// Routes that a service may have; the rest share one overflow route.
+    /// Routes that a service may have; beyond, those that are used least share one.
     pub max_per_service: usize,
 }
 

@@ -22,6 +22,8 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.stack`, or [`MISSING`].
     pub task_stack: u32,
+    /// `task_struct.thread.fsbase`, or [`MISSING`].
+    pub task_fs_base: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.real_parent`

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::exposition::{above_zero, label, since, total};
 use super::processors::pinned;
-use super::server::{Kept, free_address, get};
+use super::server::{Kept, free_address, get, get_within};
 use crate::command::output;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -90,6 +90,14 @@ impl Agent {
         get(self.address, "/metrics")
     }
 
+    /// What it answers to GET.
+    ///
+    /// # Errors
+    /// When it does not answer within fifteen seconds, or not with 200.
+    pub(super) fn get(&self, path: &str) -> Result<String> {
+        get_within(self.address, path, Duration::from_secs(15))
+    }
+
     /// What it says once its counts stand still: what a load left in rings is drained.
     ///
     /// # Errors
@@ -141,6 +149,28 @@ impl Agent {
     /// When it is gone.
     pub(super) fn peak_rss_bytes(&self) -> Result<u64> {
         self.status_bytes("VmHWM:")
+    }
+
+    /// Memory of the kernel's maps that it holds, each once.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(super) fn map_bytes(&self) -> Result<u64> {
+        let mut maps = BTreeMap::new();
+        for entry in fs::read_dir(self.proc("fdinfo"))? {
+            // A descriptor can be closed while we look.
+            let Ok(info) = fs::read_to_string(entry?.path()) else {
+                continue;
+            };
+            let field = |name: &str| {
+                let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+                line.trim().parse::<u64>().ok()
+            };
+            if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+                maps.insert(id, bytes);
+            }
+        }
+        Ok(maps.values().sum())
     }
 
     /// By kernel program, from the descriptors of the agent's programs; `verified_insns` is there

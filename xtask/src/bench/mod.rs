@@ -6,6 +6,7 @@ mod figure;
 mod http;
 mod pairs;
 mod processors;
+mod profile;
 mod server;
 
 use std::env;
@@ -24,6 +25,8 @@ pub(crate) enum Bench {
     /// What HTTP observation costs servers of several kinds, whether it counts right, how large
     /// and how quick the agent is; each figure beside its reach
     Http(http::Http),
+    /// What profiles cost, whether they are true and complete; each figure beside its reach
+    Profile(profile::Profile),
 }
 
 /// Measures and prints.
@@ -33,6 +36,7 @@ pub(crate) enum Bench {
 pub(crate) fn bench(task: &Bench) -> Result<()> {
     match task {
         Bench::Http(arguments) => http::bench(arguments),
+        Bench::Profile(arguments) => profile::bench(arguments),
     }
 }
 

@@ -52,8 +52,16 @@ pub(super) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<T>) -> Res
 /// # Errors
 /// When nobody answers within five seconds, or not with 200.
 pub(super) fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    get_within(address, path, ANSWER_TIMEOUT)
+}
+
+/// As [`get`], with another limit.
+///
+/// # Errors
+/// As `get`.
+pub(super) fn get_within(address: SocketAddr, path: &str, timeout: Duration) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -314,17 +314,17 @@ impl Connection {
 
     /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
     fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
-        let (cluster, limits) = (self.search_cluster.clone(), self.limits);
         if !entries.is_empty() {
             self.delivery.note_other();
         }
+        let cluster = self.search_cluster.as_ref();
         if entries.iter().any(|entry| !entry.request_done) {
             self.request_open = false;
         }
         self.observations.extend(
             entries
                 .into_iter()
-                .map(|entry| entry.finish(outcome, ended_ns, cluster.as_ref(), &limits)),
+                .map(|entry| entry.finish(outcome, ended_ns, cluster, &self.limits)),
         );
     }
 

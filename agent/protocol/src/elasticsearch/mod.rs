@@ -24,6 +24,7 @@ mod body;
 mod bulk;
 mod endpoints;
 mod json;
+mod nesting;
 mod operations;
 mod path;
 mod query;
@@ -275,7 +276,7 @@ impl<'a> Place<'a> {
         let has_types = may_have_types(response);
         let resolved = |path| {
             let target = path::resolve(request.method, path);
-            target.filter(|target| has_types || !target.endpoint.has_type())
+            target.filter(|target| has_types || !target.endpoint.has_type)
         };
         let prefixes = known.into_iter().flat_map(|known| known.prefixes.iter());
         for prefix in prefixes {
@@ -321,7 +322,7 @@ impl<'a> Place<'a> {
         answer: &Answer<'_>,
     ) -> Option<Self> {
         if answer.has_error_text {
-            let has_type = |target: &Target<'_>| target.endpoint.has_type();
+            let has_type = |target: &Target<'_>| target.endpoint.has_type;
             self.target = self.target.filter(|target| !has_type(target));
         }
         let is_told = response.product.is_some() || self.is_known;
