@@ -101,7 +101,7 @@ pub fn handle(segment: &Segment) {
     }
     arrived_ns = Scratch::forget(scratch, arrived_ns);
     // Where a request begins, the answer before it has been acknowledged.
-    let busy_ticks = if turned && ingress && state.protocol == protocol_state::HTTP1_SERVER {
+    let busy_ticks = if turned && ingress && state.protocol != protocol_state::HTTP1_CLIENT {
         Scratch::forget(scratch, u64::from(busy_ticks(segment.socket, state.family))) as u32
     } else {
         busy_ticks::UNASKED

@@ -136,7 +136,7 @@ pub struct SocketData {
     /// Of a segment that the process reads: when the first of its bytes arrived; 0 where that is
     /// not known.
     pub arrived_ns: u64,
-    /// Where a server's run of reads begins, see [`busy_ticks`].
+    /// Where a run of reads begins that may be a request, see [`busy_ticks`].
     pub busy_ticks: u32,
     /// Alignment only.
     pub padding2: u32,
