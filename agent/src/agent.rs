@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::clock::{Clock, monotonic_ns};
+use crate::clock::{Clock, Ticks, monotonic_ns};
 use crate::cluster_poll;
 use crate::clusters::Clusters;
 use crate::config::Config;
@@ -151,6 +151,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
+        ticks: Ticks::of_kernel(),
         limits: Arc::new(start::limits(&config)),
         stop: AtomicBool::new(false),
     });
@@ -173,10 +174,16 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     shared
         .older_sockets
         .get_or_init(|| OlderSockets::scan(Path::new("/proc")));
-    let Loaded { ebpf, btf, .. } = loaded;
+    let Loaded {
+        ebpf,
+        btf,
+        arrivals,
+        ..
+    } = loaded;
     drop(btf);
     release_memory();
     let programs = Programs::new(ebpf);
+    let arrivals = start::watch_arrivals(&programs, arrivals, config.http.queue_time);
     let statistics = programs.run_statistics(config.metrics.program_statistics);
     let measuring = tokio::spawn(statistics.clone().run());
     let missed = statistics.clone();
@@ -233,6 +240,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     }
     kernel_log.abort();
     measuring.abort();
+    arrivals.abort();
     drop(programs);
     shared.stop.store(true, Ordering::Release);
     join(workers).await;

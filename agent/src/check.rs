@@ -113,6 +113,7 @@ pub fn check(tap: Tap) -> Report {
     let options = LoadOptions {
         tap,
         queue_time: true,
+        delivery_time: true,
         ..LoadOptions::MINIMAL
     };
     match load(&options) {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::time::{ClockId, clock_gettime};
+use ebpf_common::connection::busy_ticks;
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 /// How old the measured difference may be before it is measured again.
 const REFRESH_AFTER_NS: u64 = 1_000_000_000;
@@ -21,6 +22,31 @@ const READINGS: usize = 3;
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::Monotonic)
+}
+
+/// How long the kernel's timer ticks are.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticks {
+    tick_ns: u64,
+}
+
+impl Ticks {
+    /// Of the running kernel: `CLOCK_MONOTONIC_COARSE` moves on with each tick
+    /// (kernel/time/posix-timers.c, `posix_get_coarse_res`).
+    #[must_use]
+    pub fn of_kernel() -> Self {
+        let tick = clock_getres(ClockId::MonotonicCoarse);
+        Self {
+            tick_ns: u64::try_from(tick.tv_nsec).unwrap_or_default(),
+        }
+    }
+
+    /// What the kernel side tells of acknowledgements, as nanoseconds; `None` where that is no sum.
+    #[must_use]
+    pub fn busy_ns(self, ticks: u32) -> Option<u64> {
+        let is_sum = !matches!(ticks, busy_ticks::UNASKED | busy_ticks::STILL_BUSY);
+        is_sum.then(|| u64::from(ticks) * self.tick_ns)
+    }
 }
 
 /// Converts kernel times to wall-clock times. Clones share the measured difference.

@@ -7,7 +7,7 @@ use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
 use hashbrown::HashMap;
 use protocol::{Connection, Limits};
 
-use crate::observation::Endpoint;
+use crate::observation::{Delivery, Endpoint};
 use crate::process::Process;
 use crate::routes::ServiceRoutes;
 use crate::self_metrics::Counted;
@@ -36,6 +36,8 @@ pub struct Tracked {
     pub clusters_generation: u64,
     /// Whether the process table was told what it speaks.
     pub noted: bool,
+    /// The exchange whose answer was the last to end, until it is known when it had been delivered.
+    pub answered: Option<Delivery>,
     /// Directions that have ended, as [`ebpf_common::connection::closed`].
     pub closed: u8,
 }
@@ -61,6 +63,7 @@ impl Tracked {
             counted: Counted::default(),
             clusters_generation: 0,
             noted: false,
+            answered: None,
             closed: 0,
         }
     }

@@ -27,6 +27,21 @@ impl Endpoint {
     }
 }
 
+/// How long an answer waited for its peer to acknowledge it. Told when the next request comes, or at
+/// the connection's end, when its exchange has long been observed.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The server's process.
+    pub process: Arc<Process>,
+    /// `http.route` of the exchange.
+    pub route: Arc<str>,
+    /// Its method.
+    pub method: &'static str,
+    /// For how long some of the answer's bytes were written and not yet acknowledged, nanoseconds,
+    /// as finely as the kernel's ticks are.
+    pub took_ns: u64,
+}
+
 /// A finished exchange with its process, its route and its two ends.
 #[derive(Clone, Debug)]
 pub struct Observation {

@@ -11,13 +11,14 @@ use protocol::Limits;
 use tokio::task::JoinHandle as JoinTask;
 
 use crate::agent::AgentError;
-use crate::config::{Config, LogLevel};
+use crate::config::{Config, LogLevel, Sampling};
 use crate::health::{Health, Status};
 use crate::http;
 use crate::probes::attach::ProbeReport;
-use crate::probes::load::{LoadOptions, Loaded, RING_MAPS, TapVariant};
+use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS, TapVariant};
 use crate::probes::maps::KernelLosses;
 use crate::probes::mounts;
+use crate::probes::programs::Programs;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
@@ -45,7 +46,8 @@ pub(crate) fn load_options(config: &Config) -> LoadOptions {
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
         tap: config.tap,
-        queue_time: config.http.queue_time,
+        queue_time: config.http.queue_time != Sampling::Off,
+        delivery_time: config.http.delivery_time,
         verbose: config.log.level >= LogLevel::Debug,
     }
 }
@@ -213,6 +215,22 @@ fn continuous(config: &Config, metrics: &SelfMetrics) -> Option<Continuous> {
         retention: continuous.retention,
         max_bytes: continuous.max_bytes as usize,
         dropped: metrics.losses.counter("profiler", "history_full"),
+    })
+}
+
+/// Watches arrivals, as often as the configuration says.
+pub(crate) fn watch_arrivals(
+    programs: &Programs,
+    variant: Option<ArrivalVariant>,
+    mode: Sampling,
+) -> JoinTask<()> {
+    let windows = variant.map(|variant| programs.watch_arrivals(variant, mode));
+    tokio::spawn(async move {
+        match windows {
+            Some(Ok(windows)) => windows.run().await,
+            Some(Err(error)) => tracing::warn!(%error, "no queue time"),
+            None => {}
+        }
     })
 }
 

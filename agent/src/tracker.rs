@@ -6,16 +6,17 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use ebpf_common::connection::{ConnectionClosed, SocketData, closed, data_flags};
+use ebpf_common::connection::{ConnectionClosed, SocketData, busy_ticks, closed, data_flags};
 use ebpf_common::loss::LossReason;
 use hashbrown::HashSet;
-use protocol::observation::{Exchange, Role};
+use protocol::observation::{Exchange, Outcome, Role};
 use protocol::{CloseReason, Cursor, Direction, Limits, Segment};
 
+use crate::clock::Ticks;
 use crate::clusters::Clusters;
 use crate::connections::{Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
-use crate::observation::{Endpoint, Observation};
+use crate::observation::{Delivery, Endpoint, Observation};
 use crate::older_sockets::OlderSockets;
 use crate::probes;
 use crate::probes::maps::KernelLosses;
@@ -59,6 +60,8 @@ pub struct Shared {
     pub losses: Losses,
     /// Exchanges by outcome, and in flight.
     pub exchanges: Exchanges,
+    /// How long the kernel's ticks are.
+    pub ticks: Ticks,
     /// Bounds of one connection.
     pub limits: Arc<Limits>,
     /// Set when the agent ends.
@@ -198,6 +201,13 @@ impl Tracker {
         tracked
             .connection
             .handle_progress(direction.opposite(), data.opposite);
+        if data.busy_ticks != busy_ticks::UNASKED {
+            let busy_ns = self.shared.ticks.busy_ns(data.busy_ticks);
+            let took_ns = tracked
+                .connection
+                .handle_request_turn(busy_ns, data.time_ns);
+            deliver(tracked, took_ns, &mut self.sinks);
+        }
         tracked.connection.handle_segment(&Segment {
             direction,
             offset_bytes: data.offset_bytes,
@@ -253,6 +263,13 @@ impl Tracker {
         tracked.closed |= event.directions;
         let gone = tracked.closed == closed::BOTH;
         self.settle(id);
+        if reason == CloseReason::Fin
+            && let Some(busy_ns) = self.shared.ticks.busy_ns(event.busy_ticks)
+            && let Some(tracked) = self.connections.get_mut(id)
+        {
+            let took_ns = tracked.connection.handle_acknowledged(busy_ns);
+            deliver(tracked, took_ns, &mut self.sinks);
+        }
         if gone {
             self.forget(id);
         }
@@ -315,6 +332,9 @@ impl Tracker {
         }
         while let Some(exchange) = tracked.connection.poll_observation() {
             let observation = observe(tracked, exchange, &self.shared);
+            if observation.exchange.role == Role::Server {
+                tracked.answered = answered(&observation);
+            }
             for sink in &mut self.sinks {
                 sink.observe(&observation);
             }
@@ -334,6 +354,30 @@ impl Tracker {
             let methods = tracked.connection.methods_in_flight();
             self.in_flight
                 .update(&mut tracked.counted, role, service, methods);
+        }
+    }
+}
+
+/// What will be told of the delivery of an exchange's answer, if it was answered.
+fn answered(observation: &Observation) -> Option<Delivery> {
+    (observation.exchange.outcome == Outcome::Matched).then(|| Delivery {
+        process: Arc::clone(&observation.process),
+        route: Arc::clone(&observation.route),
+        method: observation.exchange.method,
+        took_ns: 0,
+    })
+}
+
+/// Tells how long the last answer took to reach its peer, where that is known.
+fn deliver(tracked: &mut Tracked, took_ns: Option<u64>, sinks: &mut [Box<dyn Sink>]) {
+    let answered = tracked.answered.take();
+    if let (Some(answered), Some(took_ns)) = (answered, took_ns) {
+        let delivery = Delivery {
+            took_ns,
+            ..answered
+        };
+        for sink in sinks {
+            sink.deliver(&delivery);
         }
     }
 }
@@ -376,11 +420,11 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     }
 }
 
-/// When the first byte arrived that a segment holds, where the kernel side knows: it keeps the last
-/// arrival that found nothing waiting, which is an older one's where a read came in between.
+/// When the first byte of a segment arrived that was read, where the kernel side knows. One from
+/// before the last read is not its own: what some calls take out of a socket goes unseen.
 fn arrival_ns(data: &SocketData) -> Option<u64> {
-    let is_unread = data.previous_ns < data.arrived_ns && data.arrived_ns <= data.time_ns;
-    (data.direction == Direction::Ingress as u8 && is_unread).then_some(data.arrived_ns)
+    let is_own = data.previous_ns < data.arrived_ns && data.arrived_ns <= data.time_ns;
+    (data.arrived_ns != 0 && is_own).then_some(data.arrived_ns)
 }
 
 /// Tells a connection when one of its ends has turned out to be a cluster.

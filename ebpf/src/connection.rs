@@ -12,6 +12,7 @@ use ebpf_common::{
 };
 
 use crate::{
+    delivery::busy_ticks,
     kernel::{read, socket_inode},
     maps::{CONNECTIONS, Scratch, config, count_loss},
     queue,
@@ -101,6 +102,7 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
         read(sock, offsets.unix_peer)
     };
     state.opened_ns = opened.time_ns;
+    state.awaits_requests = 1;
     state.arrived_ns = queue::take_first_arrival(sock);
 
     if CONNECTIONS.insert(sock, &*state, 0).is_err() {
@@ -132,7 +134,7 @@ fn address(sock: u64, family: u16, v4: u32, v6: u32) -> [u8; 16] {
 
 /// Tells the agent that `directions` of a connection have ended, once each.
 #[inline(always)]
-pub fn tell_closed(state: *mut ConnectionState, directions: u8, reason: CloseReason) {
+pub fn tell_closed(sock: u64, state: *mut ConnectionState, directions: u8, reason: CloseReason) {
     // SAFETY: a map element that the caller looked up.
     let state = unsafe { &mut *state };
     let news = directions & !state.closed;
@@ -147,7 +149,8 @@ pub fn tell_closed(state: *mut ConnectionState, directions: u8, reason: CloseRea
         kind: RecordKind::ConnectionClosed as u8,
         directions: news,
         reason: reason as u8,
-        padding: [0; 5],
+        padding: 0,
+        busy_ticks: busy_ticks(sock, state.family),
         connection_id: state.connection_id,
         // SAFETY: no arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
@@ -163,6 +166,6 @@ pub fn tell_closed(state: *mut ConnectionState, directions: u8, reason: CloseRea
 /// Ends a connection: tells the agent what it has not been told and frees the map's slot.
 #[inline(always)]
 pub fn end(sock: u64, state: *mut ConnectionState, reason: CloseReason) {
-    tell_closed(state, closed::BOTH, reason);
+    tell_closed(sock, state, closed::BOTH, reason);
     let _ = CONNECTIONS.remove(sock);
 }

@@ -4,6 +4,7 @@
 
 mod buffer;
 mod connection;
+mod delivery;
 mod detect;
 mod kernel;
 mod log;

@@ -2,8 +2,7 @@
 //!
 //! `sk_data_ready` (6.3 and later) fires for each arrival at a socket of any family, `tcp_probe`
 //! (before 6.3) for each segment of an established TCP connection, bare acknowledgements included.
-//! One of them is attached. Only the first of the bytes that wait is noted: an arrival is read once
-//! a read comes later than it, so that reads have nothing to reset.
+//! One of them is attached. Only the first of the bytes that wait is noted; each read takes it.
 
 use aya_ebpf::{
     btf_maps::LruHashMap,
@@ -11,7 +10,7 @@ use aya_ebpf::{
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
 };
-use ebpf_common::connection::{FirstArrival, family, protocol_state};
+use ebpf_common::connection::{FirstArrival, family};
 
 use crate::{
     kernel::{is_followed, load, read},
@@ -77,13 +76,7 @@ fn note_arrival(sock: u64, is_first: bool) {
     };
     // SAFETY: the map's own element, checked for null above.
     let state = unsafe { &mut *state };
-    if !matches!(
-        state.protocol,
-        protocol_state::UNKNOWN | protocol_state::HTTP1_SERVER
-    ) {
-        return;
-    }
-    if is_first || state.arrived_ns <= state.cursors[0].last_ns {
+    if state.awaits_requests != 0 && (is_first || state.arrived_ns == 0) {
         // SAFETY: no arguments.
         state.arrived_ns = unsafe { bpf_ktime_get_ns() };
     }

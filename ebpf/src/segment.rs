@@ -8,12 +8,13 @@
 use ebpf_common::{
     RecordKind,
     config::MAX_CAPTURE_BYTES,
-    connection::{ConnectionState, Direction, SocketData, data_flags, protocol_state},
+    connection::{ConnectionState, Direction, SocketData, busy_ticks, data_flags, protocol_state},
     loss::LossReason,
 };
 
 use crate::{
     buffer::{UserBuffer, last_word},
+    delivery::busy_ticks,
     detect::{self, Beginning},
     log,
     maps::{Scratch, config, count_loss},
@@ -90,6 +91,21 @@ pub fn handle(segment: &Segment) {
             return;
         }
     }
+    let mut arrived_ns = 0;
+    if ingress && config().queue_time != 0 {
+        arrived_ns = state.arrived_ns;
+        // Of a client's socket it is none: its line stays with the processors that look at it.
+        if arrived_ns != 0 {
+            state.arrived_ns = 0;
+        }
+    }
+    arrived_ns = Scratch::forget(scratch, arrived_ns);
+    // Where a request begins, the answer before it has been acknowledged.
+    let busy_ticks = if turned && ingress && state.protocol != protocol_state::HTTP1_CLIENT {
+        Scratch::forget(scratch, u64::from(busy_ticks(segment.socket, state.family))) as u32
+    } else {
+        busy_ticks::UNASKED
+    };
     let captured = buffer.capture(len, want, scratch);
     // SAFETY: this program's scratch.
     let header = unsafe { &mut (*scratch).header };
@@ -108,7 +124,9 @@ pub fn handle(segment: &Segment) {
         previous_ns: cursor.last_ns,
         opposite,
         socket: segment.socket,
-        arrived_ns: state.arrived_ns,
+        arrived_ns,
+        busy_ticks,
+        padding2: 0,
     };
     state.pid = header.pid;
     if captured.fault {
@@ -176,6 +194,7 @@ fn note_beginning(state: &mut ConnectionState, first_word: u64, ingress: bool) -
         Beginning::Other if state.strikes >= MAX_STRIKES => protocol_state::OTHER,
         Beginning::Other => return true,
     };
+    state.awaits_requests = (state.protocol == protocol_state::HTTP1_SERVER).into();
     log::protocol_found(state.connection_id, state.pid, state.protocol);
     if state.protocol == protocol_state::TLS {
         count_loss(LossReason::Tls);

@@ -154,7 +154,7 @@ pub fn receive_ended(sock: u64, result: i32) {
         return;
     };
     if result == RESET {
-        tell_closed(state, closed::BOTH, CloseReason::Reset);
+        tell_closed(sock, state, closed::BOTH, CloseReason::Reset);
         return;
     }
     let shutdown = shutdown(&config().offsets, sock);
@@ -162,7 +162,7 @@ pub fn receive_ended(sock: u64, result: i32) {
         // A read into no room.
         return;
     }
-    tell_closed(state, closed::INGRESS, CloseReason::Fin);
+    tell_closed(sock, state, closed::INGRESS, CloseReason::Fin);
     // SAFETY: the map's own element, checked for null above.
     let peer = unsafe { (*state).peer_socket };
     if peer != 0
@@ -173,7 +173,7 @@ pub fn receive_ended(sock: u64, result: i32) {
     {
         // The peer of a Unix socket is gone; nothing else tells it.
         end(peer, peer_state, CloseReason::Fin);
-        tell_closed(state, closed::BOTH, CloseReason::Fin);
+        tell_closed(sock, state, closed::BOTH, CloseReason::Fin);
     }
 }
 

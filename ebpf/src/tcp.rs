@@ -39,7 +39,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     if new_state != CLOSE {
-        tell_closed(state, closed::EGRESS, CloseReason::Fin);
+        tell_closed(sock, state, closed::EGRESS, CloseReason::Fin);
         return 0;
     }
     // Bytes that arrived before the end may still be read: the end itself is told by

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use e2e::accounts::EXPORT_DELAY;
 use e2e::otlp::{Collector, Span};
 use e2e::script::{converse, listen, read_head};
-use e2e::{Agent, Child, Client, Request, Server, eventually, prerequisite};
+use e2e::{Agent, Child, Client, NginxOptions, Request, Server, eventually, prerequisite};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -20,7 +20,11 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const CONFIG: &str = "
 targets: {include: [{service: 'e2e-*'}]}
 profile: {continuous: {hz: 0}}
+http: {queue_time: always}
 ";
+
+/// All that runs.
+const ALWAYS: &str = "http: {queue_time: always}";
 
 const CLIENTS: u64 = 20;
 const ROUNDS: u64 = 8;
@@ -85,8 +89,27 @@ fn attempt(times: u32, mut test: impl FnMut(u32) -> Result<()>) -> Result<()> {
     test(times)
 }
 
+/// Has this test, and all that it starts from here on, go before whatever else the machine does: what
+/// somebody waits for a processor is not what is measured. For the same reason no processor sleeps:
+/// a virtual one takes longer to wake up than an idle server to read.
+fn go_first() -> Result<Vec<Child>> {
+    let chrt = prerequisite::on_path("chrt")?;
+    let own_pid = std::process::id().to_string();
+    let all = ["--fifo", "--all-tasks", "--pid", "1", &own_pid];
+    ensure!(Command::new(&chrt).args(all).status()?.success());
+    let processors = 0..thread::available_parallelism()?.get();
+    processors
+        .map(|_| {
+            let mut command = Command::new(&chrt);
+            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
+            Child::spawn("awake", command, tempfile::tempdir()?)
+        })
+        .collect()
+}
+
 #[test]
 fn a_held_up_event_loop_shows_as_queue_time() -> Result<()> {
+    let _awake = go_first()?;
     let collector = Collector::start()?;
     let agent = Agent::command()?
         .config(CONFIG)
@@ -179,23 +202,10 @@ fn ask_an_idle_server(address: SocketAddr, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// Keeps every processor from sleeping, with what gives way to anything else: a virtual one takes
-/// longer to wake up than an idle server to read.
-fn stay_awake() -> Result<Vec<Child>> {
-    let processors = 0..thread::available_parallelism()?.get();
-    processors
-        .map(|_| {
-            let mut command = Command::new(prerequisite::on_path("chrt")?);
-            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]);
-            Child::spawn("awake", command, tempfile::tempdir()?)
-        })
-        .collect()
-}
-
 #[test]
 fn an_idle_server_has_no_queue() -> Result<()> {
     const REQUESTS: u64 = 100;
-    let _awake = stay_awake()?;
+    let _awake = go_first()?;
     let agent = Agent::command()?.config(CONFIG).start()?;
     let uvicorn = Server::uvicorn()?;
     let (nginx, gunicorn) = Server::gunicorn_behind_nginx()?;
@@ -211,7 +221,13 @@ fn an_idle_server_has_no_queue() -> Result<()> {
                 "{}: {quick} of {sent} within 100 µs, {sum:?}",
                 server.service
             );
-            ensure!(quick > sent / 2, "{}: {quick} of {sent}", server.service);
+            // An interpreter takes its time from the wake-up to the read, and gunicorn has another
+            // thread read.
+            let is_quick = match server.service == nginx.service {
+                true => quick > sent / 2,
+                false => sum < Duration::from_millis(1) * u32::try_from(sent)?,
+            };
+            ensure!(is_quick, "{}: {quick} of {sent}, {sum:?}", server.service);
         }
         Ok(())
     })
@@ -238,7 +254,7 @@ fn ask_once(route: &str, accept_after: Duration, ask_after: Duration) -> Result<
 fn a_connection_that_waits_to_be_accepted_is_queued() -> Result<()> {
     const LONG: Duration = Duration::from_millis(300);
     const SHORT: Duration = Duration::from_millis(100);
-    let agent = Agent::start()?;
+    let agent = Agent::command()?.config(ALWAYS).start()?;
     // Asked at once: waits from then on. Asked while it waits already: from the connection on.
     ask_once("/at-once", LONG, Duration::ZERO)?;
     ask_once("/while-waiting", LONG, SHORT)?;
@@ -261,7 +277,7 @@ fn a_connection_that_waits_to_be_accepted_is_queued() -> Result<()> {
 #[test]
 fn neither_bodies_nor_silence_are_the_next_requests_queue() -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(150);
-    let agent = Agent::start()?;
+    let agent = Agent::command()?.config(ALWAYS).start()?;
     let (listener, address) = listen()?;
     let serve = |mut stream: TcpStream| {
         for body in [1000, 0, 0] {
@@ -293,10 +309,42 @@ fn neither_bodies_nor_silence_are_the_next_requests_queue() -> Result<()> {
     Ok(())
 }
 
+/// One second out of seven, of which the first begins with the agent.
 #[test]
-fn arrivals_can_be_left_alone() -> Result<()> {
+fn arrivals_are_watched_now_and_then() -> Result<()> {
+    let agent = Agent::start()?;
+    ask_once("/within", Duration::ZERO, Duration::ZERO)?;
+    queue_time(&agent, &[("http_route", "/within")], 1)?;
+    thread::sleep(Duration::from_millis(1500));
+    for route in ["/between", "/later"] {
+        ask_once(route, Duration::ZERO, Duration::ZERO)?;
+        let labels = [("http_route", route)];
+        let metrics = eventually(EXPORT_DELAY, || {
+            let metrics = agent.metrics()?;
+            let count = metrics.sum("http_server_request_duration_seconds_count", &labels);
+            ensure!(count == 1.0, "{count} of 1");
+            Ok(metrics)
+        })?;
+        let told = metrics.sum("http_server_queue_time_seconds_count", &labels);
+        assert_eq!(told, 0.0, "{route}");
+    }
+    // The second one.
+    eventually(Duration::from_secs(8), || {
+        ask_once("/again", Duration::ZERO, Duration::ZERO)?;
+        let told = agent.metrics()?;
+        let told = told.sum(
+            "http_server_queue_time_seconds_count",
+            &[("http_route", "/again")],
+        );
+        ensure!(told > 0.0, "no second window");
+        Ok(())
+    })
+}
+
+#[test]
+fn waiting_can_be_left_alone() -> Result<()> {
     let agent = Agent::command()?
-        .config("http: {queue_time: false}\n")
+        .config("http: {queue_time: off, delivery_time: false}\n")
         .start()?;
     ask_once("/unwatched", Duration::ZERO, Duration::ZERO)?;
     let labels = [("http_route", "/unwatched")];
@@ -306,11 +354,142 @@ fn arrivals_can_be_left_alone() -> Result<()> {
         ensure!(count == 1.0, "{count} of 1");
         Ok(metrics)
     })?;
-    assert_eq!(
-        metrics.sum("http_server_queue_time_seconds_count", &labels),
-        0.0
-    );
+    for name in ["http_server_queue_time_seconds", DELIVERY] {
+        assert_eq!(
+            metrics.sum(&format!("{name}_count"), &labels),
+            0.0,
+            "{name}"
+        );
+    }
     let mut programs = metrics.select("telltale_bpf_runs_total", &[]);
     assert!(programs.all(|sample| sample.label("program") != "sk_data_ready"));
+    Ok(())
+}
+
+/// Reads that many bytes, or to the end, with `pause` after each piece; returns how long that took.
+fn read_slowly(stream: &mut TcpStream, bytes: usize, pause: Duration) -> Result<Duration> {
+    let start = Instant::now();
+    let mut piece = vec![0; 128 << 10];
+    let mut left = bytes;
+    while left > 0 {
+        let read = stream.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        left = left.saturating_sub(read);
+        thread::sleep(pause);
+    }
+    Ok(start.elapsed())
+}
+
+/// Sum and count of a histogram, once it has a value.
+fn histogram(agent: &Agent, name: &str, labels: &[(&str, &str)]) -> Result<(Duration, f64)> {
+    eventually(EXPORT_DELAY, || {
+        let metrics = agent.metrics()?;
+        let count = metrics.sum(&format!("{name}_count"), labels);
+        ensure!(count > 0.0, "no {name} of {labels:?}");
+        let sum = metrics.sum(&format!("{name}_sum"), labels);
+        Ok((Duration::from_secs_f64(sum), count))
+    })
+}
+
+const DELIVERY: &str = "http_server_delivery_time_seconds";
+
+/// The server has long written all of its answer, and closed the connection.
+#[test]
+fn a_slow_reader_shows_as_delivery_time() -> Result<()> {
+    const BODY: usize = 2 << 20;
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let serve = |mut stream: TcpStream| {
+        read_head(&mut stream)?;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), &vec![b'x'; BODY]].concat())?;
+        Ok(())
+    };
+    let mut read_for = Duration::ZERO;
+    converse(listener, serve, || {
+        let mut client = TcpStream::connect(address)?;
+        client.write_all(&Request::new("GET", "/slowly").head())?;
+        read_for = read_slowly(&mut client, usize::MAX, Duration::from_millis(60))?;
+        Ok(())
+    })?;
+    let labels = [("http_route", "/slowly")];
+    let (delivery, count) = histogram(&agent, DELIVERY, &labels)?;
+    let (duration, _) = histogram(&agent, "http_server_request_duration_seconds", &labels)?;
+    println!("read for {read_for:?}: duration {duration:?}, delivery {delivery:?}");
+    assert_eq!(count, 1.0);
+    ensure!(
+        duration < Duration::from_millis(100),
+        "duration {duration:?}"
+    );
+    // What the reader's kernel holds for it has been delivered.
+    ensure!(
+        delivery > read_for / 3,
+        "delivery {delivery:?} of {read_for:?}"
+    );
+    ensure!(
+        delivery < read_for + Duration::from_millis(50),
+        "delivery {delivery:?}"
+    );
+    Ok(())
+}
+
+/// nginx writes as its reader reads: duration is delivery then, and time to first byte is not.
+#[test]
+fn nginx_delivers_a_file_as_slowly_as_it_is_read() -> Result<()> {
+    const FILE: usize = 8 << 20;
+    const SMALL: u64 = 20;
+    let agent = Agent::start()?;
+    let nginx = Server::nginx(NginxOptions::default())?;
+    std::fs::write(nginx.folder().join("files/large"), vec![b'x'; FILE])?;
+    let mut client = Client::connect(nginx.address)?;
+    client.write(&Request::new("GET", "/files/large").head())?;
+    let mut stream = client.stream().try_clone()?;
+    // The head is a part of it, but for which the last piece comes early.
+    let read_for = read_slowly(&mut stream, FILE, Duration::from_millis(20))?;
+    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+    while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {}
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    // The next request tells of the answer before; the last one's is told by the end.
+    for _ in 0..SMALL {
+        ensure!(client.send(&Request::new("GET", "/return"))?.status == 200);
+    }
+    drop((client, stream));
+
+    let of = |route| {
+        [
+            ("service_name", nginx.service.as_str()),
+            ("http_route", route),
+        ]
+    };
+    let (delivery, count) = histogram(&agent, DELIVERY, &of("/files/large"))?;
+    let first_byte = "http_server_time_to_first_byte_seconds";
+    let (first_byte, _) = histogram(&agent, first_byte, &of("/files/large"))?;
+    println!("read for {read_for:?}: first byte {first_byte:?}, delivery {delivery:?}");
+    assert_eq!(count, 1.0);
+    ensure!(
+        first_byte < Duration::from_millis(100),
+        "first byte {first_byte:?}"
+    );
+    ensure!(
+        delivery > read_for / 2,
+        "delivery {delivery:?} of {read_for:?}"
+    );
+    ensure!(
+        delivery < read_for + Duration::from_millis(50),
+        "delivery {delivery:?}"
+    );
+    let delivery = eventually(EXPORT_DELAY, || {
+        let (delivery, count) = histogram(&agent, DELIVERY, &of("/return"))?;
+        ensure!(count == SMALL as f64, "{count} of {SMALL}");
+        Ok(delivery)
+    })?;
+    // Acknowledged with the next request, or within what a kernel waits for one (40 ms).
+    println!("{SMALL} small answers: {delivery:?}");
+    ensure!(
+        delivery < Duration::from_millis(45) * SMALL as u32,
+        "{delivery:?}"
+    );
     Ok(())
 }

@@ -121,6 +121,11 @@ impl InFlight {
         first_ns.is_some_and(|first_ns| first_ns <= time_ns)
     }
 
+    /// When the answer's first byte moved, if one did.
+    pub(crate) const fn answer_first_ns(&self) -> Option<u64> {
+        self.exchange.times.response_first_ns
+    }
+
     /// When the answer's last byte moved; `None` when it is not over.
     pub(crate) fn answered_ns(&self) -> Option<u64> {
         let done = self.answer == Answer::Done;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod delivery;
 pub mod elasticsearch;
 mod http1;
 mod in_flight;

@@ -76,10 +76,16 @@ impl Config {
     pub fn from_yaml(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let source_name = path.display().to_string();
         // Through an untyped value, whose errors repeat what was written.
+        let options = serde_saphyr::options! {
+            // `off` is a level and a mode here, as YAML 1.2 has it, and not `false`.
+            strict_booleans: true,
+        };
         let mut value: Value =
-            serde_saphyr::from_str(text).map_err(|error| ConfigError::Syntax {
-                path: path.to_owned(),
-                reason: one_line(&error.without_snippet().to_string()),
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+                ConfigError::Syntax {
+                    path: path.to_owned(),
+                    reason: one_line(&error.without_snippet().to_string()),
+                }
             })?;
         if value.is_null() {
             value = Value::Object(serde_json::Map::new());

@@ -251,7 +251,7 @@ pub struct MetricsConfig {
     /// Label sets that a metric may have; what comes later is counted as a loss.
     pub max_series: usize,
     /// When the kernel measures the runs of kernel programs.
-    pub program_statistics: ProgramStatistics,
+    pub program_statistics: Sampling,
 }
 
 impl Default for MetricsConfig {
@@ -259,16 +259,16 @@ impl Default for MetricsConfig {
         Self {
             buckets: BTreeMap::new(),
             max_series: 10_000,
-            program_statistics: ProgramStatistics::default(),
+            program_statistics: Sampling::default(),
         }
     }
 }
 
-/// When the kernel measures the runs of kernel programs.
+/// When something is measured that costs what it measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProgramStatistics {
-    /// One second in ten, which stands for all ten.
+pub enum Sampling {
+    /// A second now and then, which stands for the time between.
     #[default]
     Sampled,
     /// All the time.
@@ -322,12 +322,17 @@ impl Default for CaptureConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
     /// How long requests waited for their server to read them.
-    pub queue_time: bool,
+    pub queue_time: Sampling,
+    /// How long answers waited for their peer to acknowledge them.
+    pub delivery_time: bool,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { queue_time: true }
+        Self {
+            queue_time: Sampling::Sampled,
+            delivery_time: true,
+        }
     }
 }
 

@@ -205,6 +205,15 @@ fn a_key_without_a_value_keeps_the_default() {
     assert_eq!(yaml("otlp:\nlog:\n  level:\n").unwrap(), Config::default());
 }
 
+#[test]
+fn off_is_a_word() {
+    let off = "log: {level: off}\nmetrics: {program_statistics: off}\nhttp: {queue_time: off}\n";
+    let config = yaml(off).unwrap();
+    assert_eq!(config.log.level, LogLevel::Off);
+    assert_eq!(config.metrics.program_statistics, Sampling::Off);
+    assert_eq!(config.http.queue_time, Sampling::Off);
+}
+
 /// The text of a refusal, which has to be one line.
 #[track_caller]
 fn refusal(result: Result<Config, ConfigError>) -> String {

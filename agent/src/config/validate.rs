@@ -9,12 +9,13 @@ use super::{Config, ConfigError, TargetRule};
 use crate::profiler::{MAX_HZ, MAX_SECONDS};
 
 /// Histograms whose buckets can be set, by their names on the metrics page.
-pub const HISTOGRAMS: [&str; 13] = [
+pub const HISTOGRAMS: [&str; 14] = [
     "http_server_request_duration_seconds",
     "http_client_request_duration_seconds",
     "http_server_time_to_first_byte_seconds",
     "http_client_time_to_first_byte_seconds",
     "http_server_queue_time_seconds",
+    "http_server_delivery_time_seconds",
     "http_server_request_body_size_bytes",
     "http_server_response_body_size_bytes",
     "http_client_request_body_size_bytes",

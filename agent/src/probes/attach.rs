@@ -109,14 +109,22 @@ pub struct AttachError {
     source: ProgramError,
 }
 
-/// Verifies and attaches every wanted probe, and tells what became of each.
+/// Verifies every wanted probe, attaches it where that is for good, and tells what became of each.
 ///
 /// # Errors
 /// The first probe that has no fallback and cannot be attached.
 pub fn attach(loaded: &mut Loaded) -> Result<Vec<ProbeReport>, AttachError> {
     let mut reports = Vec::with_capacity(PROBES.len());
     for probe in wanted(loaded) {
-        let result = attach_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint);
+        let result = match probe.when {
+            // For a time now and then: see `Programs::watch_arrivals`.
+            When::Arrivals(_) => {
+                verify_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint).map(|(_, n)| n)
+            }
+            When::Always | When::Tap(_) => {
+                attach_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint)
+            }
+        };
         match result {
             Err(source) if probe.fallback.is_none() => {
                 return Err(AttachError {

@@ -69,6 +69,8 @@ pub struct LoadOptions {
     pub tap: Tap,
     /// Whether the arrival of bytes is watched.
     pub queue_time: bool,
+    /// Whether the peers' acknowledgements are asked for.
+    pub delivery_time: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -82,6 +84,7 @@ impl LoadOptions {
         max_connections: 1,
         tap: Tap::Walk,
         queue_time: false,
+        delivery_time: false,
         verbose: false,
     };
 }
@@ -218,5 +221,6 @@ fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, arrivals: bool
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
         rings,
         queue_time: arrivals.into(),
+        delivery_time: options.delivery_time.into(),
     }
 }

@@ -62,6 +62,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         unix_peer: optional("unix_sock", "peer"),
         sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
         skb_control: btf.offset("sk_buff", "cb")?,
+        sock_write_queued: btf.offset("sock", "sk_wmem_queued")?,
+        tcp_chrono_stat: btf.offset("tcp_sock", "chrono_stat")?,
     })
 }
 

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
+use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 
-use crate::config::ProgramStatistics;
+use super::arrivals::ArrivalWindows;
+use super::load::ArrivalVariant;
+use crate::config::Sampling;
 
 /// How long the statistics are on at a time, and how often, where they are sampled.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -28,7 +31,7 @@ pub struct Programs {
 pub struct RunStatistics {
     ebpf: Arc<Mutex<Option<Ebpf>>>,
     estimate: Arc<Mutex<Estimate>>,
-    mode: ProgramStatistics,
+    mode: Sampling,
 }
 
 /// What is known so far.
@@ -54,10 +57,23 @@ impl Programs {
         }
     }
 
+    /// Begins to watch arrivals by the verified program of that name; goes on as long as
+    /// [`ArrivalWindows::run`] is polled.
+    ///
+    /// # Errors
+    /// Where it cannot be attached.
+    pub fn watch_arrivals(
+        &self,
+        program: ArrivalVariant,
+        mode: Sampling,
+    ) -> Result<ArrivalWindows, ProgramError> {
+        ArrivalWindows::begin(Arc::clone(&self.ebpf), program, mode)
+    }
+
     /// The kernel's own statistics of these programs. Nothing is measured until
     /// [`RunStatistics::run`] is polled.
     #[must_use]
-    pub fn run_statistics(&self, mode: ProgramStatistics) -> RunStatistics {
+    pub fn run_statistics(&self, mode: Sampling) -> RunStatistics {
         RunStatistics {
             ebpf: Arc::clone(&self.ebpf),
             estimate: Arc::default(),
@@ -78,7 +94,7 @@ impl Drop for Programs {
 impl RunStatistics {
     /// Turns the kernel's statistics on and off, for as long as it is polled.
     pub async fn run(self) {
-        if self.mode == ProgramStatistics::Off {
+        if self.mode == Sampling::Off {
             return;
         }
         let mut next = tokio::time::interval(PERIOD);
@@ -89,7 +105,7 @@ impl RunStatistics {
                 estimate.is_refused = true;
                 return;
             };
-            if self.mode == ProgramStatistics::Always {
+            if self.mode == Sampling::Always {
                 return std::future::pending().await;
             }
             self.begin_window();
@@ -105,7 +121,7 @@ impl RunStatistics {
     pub fn read(&self) -> Vec<(String, u64, u64)> {
         let mut programs = self.of_kernel();
         let estimate = self.estimate.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.mode == ProgramStatistics::Sampled && !estimate.is_refused {
+        if self.mode == Sampling::Sampled && !estimate.is_refused {
             for (name, runs, ns) in &mut programs {
                 let (known_runs, known_ns) = estimate.totals.get(name).copied().unwrap_or_default();
                 (*runs, *ns) = (known_runs as u64, known_ns as u64);

@@ -17,11 +17,14 @@ pub mod speedscope;
 pub mod summary;
 pub mod top;
 
-use crate::observation::Observation;
+use crate::observation::{Delivery, Observation};
 
 /// One worker's handle on an exporter. Each worker has its own, so that `observe` needs no lock
 /// that another worker holds for long. It must not block.
 pub trait Sink: Send {
     /// Takes in one finished exchange.
     fn observe(&mut self, observation: &Observation);
+
+    /// Takes in how long the answer of an exchange took to reach its peer, after the exchange.
+    fn deliver(&mut self, _delivery: &Delivery) {}
 }

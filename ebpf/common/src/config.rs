@@ -88,6 +88,10 @@ pub struct Offsets {
     pub sock_unread: u32,
     /// `sk_buff.cb`: the protocol's own data of a packet.
     pub skb_control: u32,
+    /// `sock.sk_wmem_queued`: memory of what was written and not yet acknowledged.
+    pub sock_write_queued: u32,
+    /// `tcp_sock.chrono_stat`: ticks with such bytes, by what they waited for.
+    pub tcp_chrono_stat: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.
@@ -136,6 +140,8 @@ pub struct Config {
     pub rings: u32,
     /// 1: the arrival of bytes is noted for [`crate::connection::SocketData::arrived_ns`]; 0: not.
     pub queue_time: u32,
+    /// 1: the peers' acknowledgements are asked for, for [`crate::connection::busy_ticks`]; 0: not.
+    pub delivery_time: u32,
 }
 
 /// Most bytes that one record captures.

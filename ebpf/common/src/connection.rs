@@ -133,10 +133,22 @@ pub struct SocketData {
     pub opposite: Cursor,
     /// Address of the kernel's `struct sock`: the key of the connection map.
     pub socket: u64,
-    /// See [`ConnectionState::arrived_ns`]. Of a segment that the process reads, it is when the
-    /// first of its bytes arrived where it lies between `previous_ns` and `time_ns`; otherwise
-    /// that is not known.
+    /// Of a segment that the process reads: when the first of its bytes arrived; 0 where that is
+    /// not known.
     pub arrived_ns: u64,
+    /// Where a run of reads begins that may be a request, see [`busy_ticks`].
+    pub busy_ticks: u32,
+    /// Alignment only.
+    pub padding2: u32,
+}
+
+/// For how many of the kernel's ticks a TCP connection has had bytes that the peer had not
+/// acknowledged (`tcpi_busy_time` of `tcp_info`), since it began; or one of these.
+pub mod busy_ticks {
+    /// Nobody asked.
+    pub const UNASKED: u32 = u32::MAX;
+    /// There are such bytes now.
+    pub const STILL_BUSY: u32 = u32::MAX - 1;
 }
 
 /// Why (half of) a connection ended.
@@ -189,7 +201,9 @@ pub struct ConnectionClosed {
     /// A [`CloseReason`].
     pub reason: u8,
     /// Alignment only.
-    pub padding: [u8; 5],
+    pub padding: u8,
+    /// See [`busy_ticks`].
+    pub busy_ticks: u32,
     /// See [`ConnectionOpened::connection_id`].
     pub connection_id: u64,
     /// When it ended: `CLOCK_MONOTONIC`, nanoseconds.
@@ -266,9 +280,13 @@ pub struct ConnectionState {
     /// Local and remote port, host byte order.
     pub ports: [u16; 2],
     /// Fills the third cache line.
-    pub padding: [u8; 4],
-    /// When bytes last arrived at a socket that had none to read: `CLOCK_MONOTONIC`, nanoseconds.
-    /// They are unread as long as no read came later; 0 where arrivals are not watched.
+    pub padding: [u8; 3],
+    /// 0 where the arrival of bytes is of no interest: the process sends the requests, or they are
+    /// none.
+    pub awaits_requests: u8,
+    /// When the first of the bytes that nobody has read arrived: `CLOCK_MONOTONIC`, nanoseconds; 0
+    /// where there are none, or it is not known. In a line of its own with what hardly ever
+    /// changes: arrivals are another processor's, which touches nothing else.
     pub arrived_ns: u64,
 }
 

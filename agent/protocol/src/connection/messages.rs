@@ -314,6 +314,9 @@ impl Connection {
 
     /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
     fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
+        if !entries.is_empty() {
+            self.delivery.note_other();
+        }
         let cluster = self.search_cluster.as_ref();
         if entries.iter().any(|entry| !entry.request_done) {
             self.request_open = false;
@@ -327,6 +330,10 @@ impl Connection {
 
     fn emit_done(&mut self) {
         while let Some(entry) = self.pairing.pop_done() {
+            if let Some(first_ns) = entry.answer_first_ns() {
+                let end_bytes = self.egress.position_bytes();
+                self.delivery.note_answer(first_ns, end_bytes);
+            }
             let known = self.search_cluster.as_ref();
             let ended = entry.finish(Outcome::Matched, None, known, &self.limits);
             self.observations.push_back(ended);

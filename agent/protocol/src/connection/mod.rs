@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ebpf_common::connection::{CloseReason, Cursor, Direction};
 
+use crate::delivery::Delivery;
 use crate::elasticsearch::Cluster;
 use crate::http1::decoder::Decoder;
 use crate::http1::method::Kind;
@@ -36,6 +37,7 @@ pub struct Connection {
     /// The newest request is under way.
     request_open: bool,
     search_cluster: Option<Cluster>,
+    delivery: Delivery,
     /// Request heads that [`Self::poll_heads`] has not told of, by role.
     heads: [u64; 2],
     observations: VecDeque<Exchange>,
@@ -56,6 +58,7 @@ impl Connection {
             parking: Parking::default(),
             request_open: false,
             search_cluster: None,
+            delivery: Delivery::default(),
             heads: [0; 2],
             observations: VecDeque::new(),
             losses: Losses::default(),
@@ -101,6 +104,26 @@ impl Connection {
         if let Some(piece) = self.stream(direction).unseen_body_end() {
             self.read_piece(piece, direction, None);
         }
+    }
+
+    /// Takes note that a server begins to read what may be a request, at `time_ns`, and for how long
+    /// in all the connection has had bytes that the peer had not acknowledged, nanoseconds; `None`
+    /// where it has some now. To be called before the segment is handled.
+    ///
+    /// Gives how long the last answer that was told of waited for the peer's acknowledgement, from
+    /// its first byte to its last one, nanoseconds; `None` where that can't be told.
+    pub fn handle_request_turn(&mut self, busy_ns: Option<u64>, time_ns: u64) -> Option<u64> {
+        let answers_bytes = self.egress.seen().offset_bytes;
+        self.delivery.begin(busy_ns, time_ns, answers_bytes)
+    }
+
+    /// Takes note for how long in all the connection has had such bytes when it ended in good order.
+    /// To be called after [`Self::handle_close`], and when its observations are taken out.
+    ///
+    /// Gives the same as [`Self::handle_request_turn`].
+    pub fn handle_acknowledged(&mut self, busy_ns: u64) -> Option<u64> {
+        let answers_bytes = self.egress.seen().offset_bytes;
+        self.delivery.take(busy_ns, answers_bytes)
     }
 
     /// Takes note that one or both directions have ended. A reset, a timeout and a replacement end

@@ -31,6 +31,7 @@ const BODY_BYTES: &[f64] = &[
 pub(super) const SERVER_DURATION: &str = "http_server_request_duration_seconds";
 pub(super) const SERVER_FIRST_BYTE: &str = "http_server_time_to_first_byte_seconds";
 pub(super) const SERVER_QUEUE: &str = "http_server_queue_time_seconds";
+pub(super) const SERVER_DELIVERY: &str = "http_server_delivery_time_seconds";
 pub(super) const SERVER_REQUEST_BODY: &str = "http_server_request_body_size_bytes";
 pub(super) const SERVER_RESPONSE_BODY: &str = "http_server_response_body_size_bytes";
 pub(super) const CLIENT_DURATION: &str = "http_client_request_duration_seconds";
@@ -47,6 +48,7 @@ const DEFAULTS: &[(&str, &[f64])] = &[
     (SERVER_DURATION, HTTP_SECONDS),
     (SERVER_FIRST_BYTE, HTTP_SECONDS),
     (SERVER_QUEUE, QUEUE_SECONDS),
+    (SERVER_DELIVERY, HTTP_SECONDS),
     (SERVER_REQUEST_BODY, BODY_BYTES),
     (SERVER_RESPONSE_BODY, BODY_BYTES),
     (CLIENT_DURATION, HTTP_SECONDS),

@@ -10,7 +10,7 @@ use protocol::observation::{Exchange, Role};
 use super::buckets::{self, Buckets};
 use super::series::Family;
 use super::{histogram_vec, port_label, record};
-use crate::observation::Observation;
+use crate::observation::{Delivery, Observation};
 use crate::sink::semantics::{self, ErrorType, Server};
 
 /// The histograms of one role.
@@ -19,6 +19,8 @@ pub(super) struct HttpFamilies {
     first_byte: Family<HistogramVec>,
     /// Of servers alone.
     queue: Option<Family<HistogramVec>>,
+    /// Likewise.
+    delivery: Option<Family<HistogramVec>>,
     request_body: Family<HistogramVec>,
     response_body: Family<HistogramVec>,
 }
@@ -60,6 +62,11 @@ impl HttpFamilies {
             queue: Some(histogram(
                 buckets::SERVER_QUEUE,
                 "Arrival of the request's first byte to the read that took it; for a request that came before its connection was accepted, from when that was ready.",
+                &base,
+            )?),
+            delivery: Some(histogram(
+                buckets::SERVER_DELIVERY,
+                "For how long bytes of the response were written and not yet acknowledged by the peer, over TCP.",
                 &base,
             )?),
             request_body: histogram(
@@ -111,6 +118,7 @@ impl HttpFamilies {
                 &base,
             )?,
             queue: None,
+            delivery: None,
             request_body: histogram(
                 buckets::CLIENT_REQUEST_BODY,
                 "Body size of HTTP requests that the client sent.",
@@ -134,6 +142,7 @@ impl HttpFamilies {
         ]
         .into_iter()
         .chain(&self.queue)
+        .chain(&self.delivery)
     }
 }
 
@@ -176,6 +185,19 @@ impl<'a> HttpKeyRef<'a> {
             server,
         }
     }
+
+    /// Of what has no labels but service, method and route.
+    pub(super) fn of_delivery(delivery: &'a Delivery) -> Self {
+        Self {
+            role: Role::Server,
+            service: &delivery.process.service,
+            method: delivery.method,
+            route: &delivery.route,
+            status: None,
+            error: ErrorType::None,
+            server: None,
+        }
+    }
 }
 
 impl Equivalent<HttpKey> for HttpKeyRef<'_> {
@@ -210,6 +232,7 @@ pub(super) struct HttpSeries {
     duration: Option<LocalHistogram>,
     first_byte: Option<LocalHistogram>,
     queue: Option<LocalHistogram>,
+    delivery: Option<LocalHistogram>,
     request_body: Option<LocalHistogram>,
     response_body: Option<LocalHistogram>,
 }
@@ -221,6 +244,7 @@ impl HttpSeries {
             &self.duration,
             &self.first_byte,
             &self.queue,
+            &self.delivery,
             &self.request_body,
             &self.response_body,
         ];
@@ -228,6 +252,16 @@ impl HttpSeries {
             .into_iter()
             .flatten()
             .for_each(LocalHistogram::flush);
+    }
+
+    /// Records how long a response took to reach its peer. `false` when the family is full.
+    pub(super) fn deliver(&mut self, families: &HttpFamilies, delivery: &Delivery) -> bool {
+        let Some(family) = &families.delivery else {
+            return true;
+        };
+        record(&mut self.delivery, delivery.took_ns as f64 / 1e9, || {
+            family.series(&[&delivery.process.service, delivery.method, &delivery.route])
+        })
     }
 
     /// `false` when one of the families is full.

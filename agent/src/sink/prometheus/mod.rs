@@ -19,7 +19,7 @@ use series::Family;
 
 use super::Sink;
 use super::semantics;
-use crate::observation::Observation;
+use crate::observation::{Delivery, Observation};
 use crate::self_metrics::{Exchanges, SelfMetrics};
 
 mod buckets;
@@ -157,6 +157,14 @@ impl Sink for PrometheusWorker {
             series.observe(database, &key, call, exchange)
         });
         database.set_cluster(call, server);
+    }
+
+    fn deliver(&mut self, delivery: &Delivery) {
+        let families = &self.traffic.0.families.server;
+        let key = HttpKeyRef::of_delivery(delivery);
+        with_series(&mut lock(&self.table).http, &key, |series| {
+            series.deliver(families, delivery)
+        });
     }
 }
 

@@ -134,6 +134,30 @@ fn every_kind() -> Vec<Observation> {
     ]
 }
 
+/// The answer of an exchange took 20 ms to reach its peer.
+fn delivery(of: &Observation) -> Delivery {
+    Delivery {
+        process: Arc::clone(&of.process),
+        route: Arc::clone(&of.route),
+        method: of.exchange.method,
+        took_ns: 20_000_000,
+    }
+}
+
+#[test]
+fn a_delivery_counts_by_service_method_and_route() {
+    let setup = Setup::new(&PrometheusOptions::default());
+    let mut worker = setup.sink.worker();
+    let observation = observation("shop", Role::Server, "/items/{id}");
+    worker.observe(&observation);
+    worker.deliver(&delivery(&observation));
+    worker.deliver(&delivery(&observation));
+    let labels = r#"{http_request_method="GET",http_route="/items/{id}",service_name="shop"}"#;
+    let name = "http_server_delivery_time_seconds";
+    assert_eq!(setup.value(&format!("{name}_count{labels}")), 2.0);
+    assert_eq!(setup.value(&format!("{name}_sum{labels}")), 0.04);
+}
+
 #[test]
 fn the_text_is_as_promised() {
     let setup = Setup::new(&PrometheusOptions::default());
@@ -141,6 +165,7 @@ fn the_text_is_as_promised() {
     for observation in every_kind() {
         worker.observe(&observation);
     }
+    worker.deliver(&delivery(&observation("shop", Role::Server, "/items/{id}")));
     insta::assert_snapshot!(setup.traffic());
 }
 
