@@ -5,6 +5,7 @@
 mod buffer;
 mod connection;
 mod detect;
+mod fentry;
 mod kernel;
 mod log;
 mod maps;
