@@ -14,6 +14,7 @@ use ebpf_common::{
 use crate::{
     kernel::{read, socket_inode},
     maps::{CONNECTIONS, Scratch, config, count_loss},
+    queue,
     ring::send,
 };
 
@@ -101,6 +102,7 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
         read(sock, offsets.unix_peer)
     };
     state.opened_ns = opened.time_ns;
+    state.arrived_ns = queue::take_first_arrival(sock);
 
     if CONNECTIONS.insert(sock, &*state, 0).is_err() {
         count_loss(LossReason::ConnectionsFull);

@@ -26,6 +26,12 @@ const fn text<const N: usize>(text: &[u8; N]) -> u64 {
     word
 }
 
+/// Whether a message that begins so is a response.
+#[inline(always)]
+pub const fn is_response(first_word: u64) -> bool {
+    prefix::<5>(first_word.swap_bytes()) == text(b"HTTP/")
+}
+
 /// Reads the first bytes as loaded on a little-endian machine.
 #[inline(always)]
 pub const fn beginning(first_word: u64) -> Beginning {

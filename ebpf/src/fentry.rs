@@ -98,8 +98,7 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
     if !is_followed(call.family, call.socket_type) || flags & NOT_CONSUMED != 0 {
         return 0;
     }
-    let thread = bpf_get_current_pid_tgid();
-    if (thread >> 32) as u32 == config().agent_pid {
+    if (bpf_get_current_pid_tgid() >> 32) as u32 == config().agent_pid {
         return 0;
     }
     if result <= 0 {
@@ -111,11 +110,12 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
     let Some(scratch) = scratch(slot) else {
         return 0;
     };
-    let mut buffer = UserBuffer::NONE;
+    // SAFETY: this program's scratch, for every access to `buffer`.
+    let buffer = unsafe { &raw mut (*scratch).buffer };
+    // SAFETY: as above.
+    unsafe { buffer.write_volatile(UserBuffer::NONE) };
     if slot < SPLICE_READ {
         find_buffer(call.message, call.size, scratch);
-        // SAFETY: this program's scratch.
-        buffer = unsafe { (&raw const (*scratch).buffer).read_volatile() };
     }
     if let Some(state) = get_or_open(call.sock, call.family, scratch)
         && is_of_interest(state)
@@ -123,7 +123,8 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
         handle(&Segment {
             socket: call.sock,
             state,
-            thread,
+            // Asked for again rather than kept: stack is scarce.
+            thread: bpf_get_current_pid_tgid(),
             direction: if is_egress {
                 Direction::Egress
             } else {
@@ -132,7 +133,8 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
             len: result as u64,
             // SAFETY: no arguments.
             time_ns: unsafe { bpf_ktime_get_ns() },
-            buffer,
+            // SAFETY: as above.
+            buffer: unsafe { buffer.read_volatile() },
             scratch,
         });
     }

@@ -10,6 +10,8 @@ mod kernel;
 mod log;
 mod maps;
 mod process;
+mod python;
+mod queue;
 mod ring;
 mod sample;
 mod segment;

@@ -85,7 +85,7 @@ pub fn handle(segment: &Segment) {
         state.last_direction = direction;
         // Not read from the capture: to wait for its bytes to arrive costs more than all the rest.
         if state.protocol == protocol_state::UNKNOWN
-            && !note_beginning(state, detect::beginning(buffer.first_word(scratch)))
+            && !note_beginning(state, buffer.first_word(scratch), ingress)
         {
             return;
         }
@@ -108,6 +108,7 @@ pub fn handle(segment: &Segment) {
         previous_ns: cursor.last_ns,
         opposite,
         socket: segment.socket,
+        arrived_ns: state.arrived_ns,
     };
     state.pid = header.pid;
     if captured.fault {
@@ -161,21 +162,25 @@ pub fn handle(segment: &Segment) {
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
-fn note_beginning(state: &mut ConnectionState, beginning: Beginning) -> bool {
+fn note_beginning(state: &mut ConnectionState, first_word: u64, ingress: bool) -> bool {
+    let beginning = detect::beginning(first_word);
     if beginning != Beginning::Message {
         state.strikes += 1;
     }
     state.protocol = match beginning {
-        Beginning::Message => protocol_state::HTTP1,
+        Beginning::Message if detect::is_response(first_word) == ingress => {
+            protocol_state::HTTP1_CLIENT
+        }
+        Beginning::Message => protocol_state::HTTP1_SERVER,
         Beginning::Tls => protocol_state::TLS,
         Beginning::Other if state.strikes >= MAX_STRIKES => protocol_state::OTHER,
         Beginning::Other => return true,
     };
-    log::protocol_found(state.connection_id, state.pid, state.protocol);
+    log::protocol_found(state.connection_id, state.protocol);
     if state.protocol == protocol_state::TLS {
         count_loss(LossReason::Tls);
     }
-    state.protocol == protocol_state::HTTP1
+    beginning == Beginning::Message
 }
 
 /// Sends the scratch record with its first `len` bytes.

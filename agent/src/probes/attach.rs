@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, Program, ProgramError};
 
-use super::load::{Loaded, TapVariant, privilege_hint};
+use super::load::{ArrivalVariant, Loaded, TapVariant, privilege_hint};
 
 /// A kernel program and what becomes of the agent without it.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +25,13 @@ pub enum When {
     Always,
     /// As a part of this tap.
     Tap(TapVariant),
+    /// Where this tells of arrivals.
+    Arrivals(ArrivalVariant),
 }
 
 /// Every probe of `telltale run`, in the order of attaching: what notes the end of things before
 /// what lets them begin.
-pub const PROBES: [Probe; 15] = [
+pub const PROBES: [Probe; 17] = [
     Probe {
         program: "sched_process_exec",
         when: When::Always,
@@ -62,6 +64,18 @@ pub const PROBES: [Probe; 15] = [
     fentry("unix_stream_sendmsg", "bytes sent, Unix sockets"),
     fentry("sock_splice_read", "bytes spliced from sockets"),
     fentry(SENDPAGE, "bytes of sendfile and splice"),
+    Probe {
+        program: ArrivalVariant::Socket.tracepoint(),
+        when: When::Arrivals(ArrivalVariant::Socket),
+        purpose: "queue time: arrival of requests",
+        fallback: Some("no queue time"),
+    },
+    Probe {
+        program: ArrivalVariant::Segment.tracepoint(),
+        when: When::Arrivals(ArrivalVariant::Segment),
+        purpose: "queue time: arrival of requests over TCP",
+        fallback: Some("no queue time"),
+    },
     Probe {
         program: "sock_send_length",
         when: When::Tap(TapVariant::Socket),
@@ -201,6 +215,9 @@ pub fn try_out(loaded: &mut Loaded) -> Attached {
 
 fn attach_best(loaded: &mut Loaded) -> Attached {
     let mut probes = attach_all(loaded, When::Always);
+    if let Some(arrivals) = loaded.arrivals {
+        probes.extend(attach_all(loaded, When::Arrivals(arrivals)));
+    }
     let mut refused = Vec::new();
     let (mut tap, later) = (loaded.taps.0, loaded.taps.1.clone());
     for next in later {
@@ -237,7 +254,7 @@ fn attach_all(loaded: &mut Loaded, when: When) -> Vec<ProbeReport> {
         }
         let result = attach_one(&mut loaded.ebpf, &loaded.btf, probe);
         let report = ProbeReport { probe, result };
-        let is_the_end = report.is_fatal() && when != When::Always;
+        let is_the_end = report.is_fatal() && matches!(when, When::Tap(_));
         reports.push(report);
         if is_the_end {
             break;

@@ -58,6 +58,33 @@ impl TapVariant {
     }
 }
 
+/// What tells when bytes arrived at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArrivalVariant {
+    /// `sk_data_ready` (6.3+).
+    Socket,
+    /// `tcp_probe`: TCP alone, and also at each bare acknowledgement.
+    Segment,
+}
+
+impl ArrivalVariant {
+    /// The tracepoint, which its program is named after.
+    #[must_use]
+    pub const fn tracepoint(self) -> &'static str {
+        match self {
+            Self::Socket => "sk_data_ready",
+            Self::Segment => "tcp_probe",
+        }
+    }
+
+    /// The best that the kernel has; `None` where it has none.
+    fn choose(btf: &Btf) -> Option<Self> {
+        let both = [Self::Socket, Self::Segment];
+        both.into_iter()
+            .find(|variant| btf.has_tracepoint(variant.tracepoint()))
+    }
+}
+
 /// Capacities and choices that are fixed once the programs are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
@@ -71,6 +98,8 @@ pub struct LoadOptions {
     pub max_connections: u32,
     /// Which tap.
     pub tap: Tap,
+    /// Whether the arrival of bytes is watched.
+    pub queue_time: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -83,6 +112,7 @@ impl LoadOptions {
         ring_bytes: 4096,
         max_connections: 1,
         tap: Tap::Walk,
+        queue_time: false,
         verbose: false,
     };
 }
@@ -133,6 +163,8 @@ pub struct Loaded {
     pub taps: (TapVariant, Vec<TapVariant>),
     /// The functions that the fentry tap traces, as far as this kernel has them.
     pub functions: Vec<&'static str>,
+    /// What tells of arrivals; `None` where they are not watched.
+    pub arrivals: Option<ArrivalVariant>,
 }
 
 /// Loads the object for this kernel.
@@ -141,7 +173,7 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, iterators, functions, has_socket_tap, outline) = {
+    let (offsets, iterators, functions, has_socket_tap, arrivals, outline) = {
         let btf = Btf::of_kernel()?;
         let offsets = offsets::resolve(&btf)?;
         let functions: Vec<_> = attach::functions()
@@ -152,6 +184,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             offsets::iterators(&btf, &offsets),
             functions.clone(),
             btf.has_tracepoint("sock_send_length"),
+            ArrivalVariant::choose(&btf).filter(|_| options.queue_time),
             btf.outline(&functions),
         )
     };
@@ -174,6 +207,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
         rings,
         scratches,
+        queue_time: arrivals.is_some().into(),
     };
     lift_memory_lock();
     let btf = aya::Btf::parse(&outline, aya::Endianness::default())?;
@@ -187,6 +221,9 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
         .map_max_entries("SCRATCH", scratches * cpus);
+    if arrivals.is_none() {
+        loader.map_max_entries("FIRST_ARRIVALS", 1);
+    }
     for (index, name) in RING_MAPS.iter().enumerate() {
         let used = index < rings as usize;
         loader.map_max_entries(name, if used { options.ring_bytes } else { 4096 });
@@ -199,6 +236,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         rings,
         taps,
         functions,
+        arrivals,
     })
 }
 

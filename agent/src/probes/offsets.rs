@@ -33,6 +33,7 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         task_files: btf.offset("task_struct", "files")?,
         task_mm: btf.offset("task_struct", "mm")?,
         task_stack: optional("task_struct", "stack"),
+        task_fs_base: optional("task_struct", "thread.fsbase"),
         task_tgid: btf.offset("task_struct", "tgid")?,
         task_real_parent: btf.offset("task_struct", "real_parent")?,
         task_exit_code: btf.offset("task_struct", "exit_code")?,
@@ -69,6 +70,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         msg_iter_offset: optional("msghdr", "msg_iter.iov_offset"),
         msg_iter_count: optional("msghdr", "msg_iter.count"),
         msg_iter_memory: either("msg_iter.__iov", "msg_iter.iov"),
+        sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
+        skb_control: btf.offset("sk_buff", "cb")?,
     })
 }
 

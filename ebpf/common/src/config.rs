@@ -22,6 +22,8 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.stack`, or [`MISSING`].
     pub task_stack: u32,
+    /// `task_struct.thread.fsbase`, or [`MISSING`].
+    pub task_fs_base: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.real_parent`
@@ -94,6 +96,10 @@ pub struct Offsets {
     pub msg_iter_count: u32,
     /// `msghdr.msg_iter.__iov`, `iov` before 6.4: a union with `ubuf`.
     pub msg_iter_memory: u32,
+    /// `sock.sk_receive_queue.qlen`: buffers that nobody has read.
+    pub sock_unread: u32,
+    /// `sk_buff.cb`: the protocol's own data of a packet.
+    pub skb_control: u32,
 }
 
 /// Kinds of `struct iov_iter`, whose numbers changed three times.
@@ -156,6 +162,8 @@ pub struct Config {
     pub rings: u32,
     /// Scratch records a CPU: one for each program of the tap.
     pub scratches: u32,
+    /// 1: the arrival of bytes is noted for [`crate::connection::SocketData::arrived_ns`]; 0: not.
+    pub queue_time: u32,
 }
 
 /// Most bytes that one record captures.

@@ -133,6 +133,10 @@ pub struct SocketData {
     pub opposite: Cursor,
     /// Address of the kernel's `struct sock`: the key of the connection map.
     pub socket: u64,
+    /// See [`ConnectionState::arrived_ns`]. Of a segment that the process reads, it is when the
+    /// first of its bytes arrived where it lies between `previous_ns` and `time_ns`; otherwise
+    /// that is not known.
+    pub arrived_ns: u64,
 }
 
 /// Why (half of) a connection ended.
@@ -198,12 +202,24 @@ pub struct ConnectionClosed {
 pub mod protocol_state {
     /// Nothing recognized yet.
     pub const UNKNOWN: u8 = 0;
-    /// A message of HTTP/1 was seen.
-    pub const HTTP1: u8 = 1;
+    /// A message of HTTP/1 was seen, and the process receives the requests.
+    pub const HTTP1_SERVER: u8 = 1;
     /// Neither HTTP nor TLS after its first segments: costs nothing from now on.
     pub const OTHER: u8 = 2;
     /// TLS: the bytes say nothing.
     pub const TLS: u8 = 3;
+    /// A message of HTTP/1 was seen, and the process sends the requests.
+    pub const HTTP1_CLIENT: u8 = 4;
+}
+
+/// Value of the map of sockets that nobody has read yet, keyed by the address of `struct sock`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FirstArrival {
+    /// When the connection was ready to be accepted; 0 where that was not seen.
+    pub ready_ns: u64,
+    /// Where the queue time of its first bytes begins; 0 until some have arrived.
+    pub arrived_ns: u64,
 }
 
 /// Value of the connection map, keyed by the address of `struct sock`. The agent reads it to ask
@@ -250,7 +266,10 @@ pub struct ConnectionState {
     /// Local and remote port, host byte order.
     pub ports: [u16; 2],
     /// Fills the third cache line.
-    pub padding: [u8; 12],
+    pub padding: [u8; 4],
+    /// When bytes last arrived at a socket that had none to read: `CLOCK_MONOTONIC`, nanoseconds.
+    /// They are unread as long as no read came later; 0 where arrivals are not watched.
+    pub arrived_ns: u64,
 }
 
 // SAFETY: plain integers without implicit padding; every bit pattern is a value.

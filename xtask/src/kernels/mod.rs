@@ -2,7 +2,7 @@
 //!
 //! Each guest boots a kernel with nothing but busybox, a static agent and static end-to-end suites.
 //! It runs `telltale check`, counts requests between busybox's httpd and wget, takes a profile, and
-//! runs the suites with each tap of the kernel. Emulated: times mean nothing there.
+//! up to 6.19 runs the suites with each tap of the kernel. Emulated: times mean nothing there.
 
 mod debian;
 
