@@ -169,7 +169,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let kernel_log = start::follow_kernel_log(&mut loaded);
 
     // Attach: from here on traffic is seen.
-    start::report_probes(&attach::attach(&mut loaded)?, loaded.tap, &health);
+    start::report_probes(&attach::attach(&mut loaded)?, &health);
     // Whatever is not among these now has all of its bytes seen.
     shared
         .older_sockets

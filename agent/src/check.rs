@@ -89,7 +89,7 @@ impl Report {
     }
 }
 
-/// Looks at everything that the agent needs. Loads and verifies every program; attaches none.
+/// Looks at everything that the agent needs. Attaches every program and detaches it at once.
 #[must_use]
 pub fn check(tap: Tap) -> Report {
     let mut report = Report {
@@ -124,11 +124,21 @@ pub fn check(tap: Tap) -> Report {
 }
 
 fn check_programs(report: &mut Report, loaded: &mut Loaded) {
-    let (verdict, detail) = match loaded.tap {
+    let attached = attach::try_out(loaded);
+    for (tap, refused) in attached.refused {
+        let (program, reason) = (refused.probe.program, refused.reason());
+        let detail = format!("the kernel refuses {program} ({reason})");
+        report.add(format!("tap {}", tap.as_str()), Verdict::Fallback, detail);
+    }
+    let (verdict, detail) = match attached.tap {
+        TapVariant::Fentry => (
+            Verdict::Ok,
+            "fentry: the ends of the kernel's own functions",
+        ),
         TapVariant::Socket => (Verdict::Ok, "socket: sock_send_length and sock_recv_length"),
         TapVariant::Walk => (
             Verdict::Fallback,
-            "walk: sys_exit, from the descriptor to the socket (socket needs Linux 6.3)",
+            "walk: sys_exit, from the descriptor to the socket; every system call pays for it",
         ),
     };
     report.add("tap", verdict, detail);
@@ -141,8 +151,8 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
         None => (Verdict::Fallback, "none: the kernel has no such tracepoint"),
     };
     report.add("queue time", verdict, detail);
-    for ProbeReport { probe, result } in attach::verify(loaded) {
-        let what = format!("program {}", probe.tracepoint);
+    for ProbeReport { probe, result } in attached.probes {
+        let what = format!("program {}", probe.program);
         match (result, probe.fallback) {
             (Ok(instructions), _) => {
                 let steps = instructions.map_or(String::new(), |n| format!(", {n} steps verified"));

@@ -14,8 +14,8 @@ use crate::agent::AgentError;
 use crate::config::{Config, LogLevel, Sampling};
 use crate::health::{Health, Status};
 use crate::http;
-use crate::probes::attach::ProbeReport;
-use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS, TapVariant};
+use crate::probes::attach::{Attached, ProbeReport};
+use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS};
 use crate::probes::maps::KernelLosses;
 use crate::probes::mounts;
 use crate::probes::programs::Programs;
@@ -235,19 +235,28 @@ pub(crate) fn watch_arrivals(
 }
 
 /// Logs what became of each probe and shows fallbacks as degraded health.
-pub(crate) fn report_probes(reports: &[ProbeReport], tap: TapVariant, health: &Health) {
+pub(crate) fn report_probes(attached: &Attached, health: &Health) {
     let mut reasons = Vec::new();
-    for ProbeReport { probe, result } in reports {
+    for ProbeReport { probe, result } in &attached.probes {
         match result {
-            Ok(steps) => tracing::debug!(program = probe.tracepoint, ?steps, "attached"),
+            Ok(steps) => tracing::debug!(program = probe.program, ?steps, "attached"),
             Err(error) => {
                 let fallback = probe.fallback.unwrap_or_default();
-                tracing::warn!(program = probe.tracepoint, %error, fallback, "not attached");
-                reasons.push(format!("{}: {fallback}", probe.tracepoint));
+                tracing::warn!(program = probe.program, %error, fallback, "not attached");
+                reasons.push(format!("{}: {fallback}", probe.program));
             }
         }
     }
-    tracing::debug!(?tap);
+    for (tap, ProbeReport { probe, result }) in &attached.refused {
+        let error = result.as_ref().err().map(tracing::field::display);
+        tracing::info!(
+            tap = tap.as_str(),
+            program = probe.program,
+            error,
+            "tap refused"
+        );
+    }
+    tracing::info!(tap = attached.tap.as_str());
     let status = if reasons.is_empty() {
         Status::Healthy
     } else {

@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use ebpf_common::{
     config::{MAX_CAPTURE_BYTES, Syscalls},
     connection::Direction,
@@ -20,6 +20,7 @@ pub const MAX_VECTOR: u64 = 24;
 const IOVEC_BYTES: u64 = 16;
 
 /// A call's buffer: one piece, or a vector of them.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct UserBuffer {
     /// Address of the only piece; 0 where the call has none (sendfile, splice).
@@ -44,7 +45,7 @@ impl UserBuffer {
     pub const NONE: Self = Self { base: 0, pieces: 0 };
 
     /// A buffer whose address could not be read: any use of it is a fault.
-    const UNREADABLE: Self = Self {
+    pub const UNREADABLE: Self = Self {
         base: u64::MAX,
         pieces: 0,
     };
@@ -55,7 +56,8 @@ impl UserBuffer {
         self.base == 0 && self.pieces == 0
     }
 
-    const fn single(base: u64) -> Self {
+    /// One piece.
+    pub const fn single(base: u64) -> Self {
         Self { base, pieces: 0 }
     }
 
@@ -81,6 +83,39 @@ impl UserBuffer {
             Self { base: 0, pieces }
         } else {
             Self::UNREADABLE
+        }
+    }
+
+    /// The buffer of an array of `count` times `struct iovec` in the kernel's memory, without the
+    /// first `skip` bytes of the first one.
+    #[inline(always)]
+    pub fn of_kernel_vector(vector: u64, count: u64, skip: u64, scratch: *mut Scratch) -> Self {
+        let pieces = if count < MAX_VECTOR {
+            count
+        } else {
+            MAX_VECTOR
+        };
+        if !Self::read_kernel_vector(vector, pieces, scratch) {
+            return Self::UNREADABLE;
+        }
+        // SAFETY: this program's scratch record.
+        let [base, len] = unsafe { &mut (*scratch).vector[0] };
+        *base = base.wrapping_add(skip);
+        *len = len.wrapping_sub(skip);
+        Self { base: 0, pieces }
+    }
+
+    /// Copies `count` times `struct iovec` from the kernel's memory into the scratch record.
+    #[inline(always)]
+    pub fn read_kernel_vector(vector: u64, count: u64, scratch: *mut Scratch) -> bool {
+        let bytes = core::hint::black_box(count * IOVEC_BYTES);
+        if bytes > MAX_VECTOR * IOVEC_BYTES {
+            return false;
+        }
+        // SAFETY: this program's scratch record; at most the whole array.
+        unsafe {
+            let to = &raw mut (*scratch).vector;
+            bpf_probe_read_kernel(to.cast(), bytes as u32, vector as *const _) == 0
         }
     }
 

@@ -85,9 +85,10 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     state.budget_bytes = [0; 2];
     state.pid = opened.pid;
     state.family = family;
-    // By the CPU that opened it, which the id carries: threads tend to stay where they are, and a
-    // ring that one CPU writes costs half of one that all CPUs write.
-    state.ring = ((connection_id >> 49) % u64::from(config().rings.max(1))) as u8;
+    // By the CPU that opened it: threads tend to stay where they are, and a ring that one CPU
+    // writes costs half of one that all CPUs write.
+    // SAFETY: as above.
+    state.ring = (unsafe { (*scratch).cpu } % config().rings.max(1)) as u8;
     state.protocol = protocol_state::UNKNOWN;
     state.last_direction = NO_DIRECTION;
     state.strikes = 0;

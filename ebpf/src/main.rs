@@ -6,6 +6,7 @@ mod buffer;
 mod connection;
 mod delivery;
 mod detect;
+mod fentry;
 mod kernel;
 mod log;
 mod maps;

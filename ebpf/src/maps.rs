@@ -8,11 +8,11 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     config::{Config, MAX_CAPTURE_BYTES},
-    connection::{ConnectionOpened, ConnectionState, Direction, SocketData},
+    connection::{ConnectionOpened, ConnectionState, SocketData},
     loss::LossReason,
 };
 
-use crate::buffer::MAX_VECTOR;
+use crate::buffer::{MAX_VECTOR, UserBuffer};
 
 /// Set by the agent before load; the verifier sees its fields as constants. Declared as what it is
 /// for the compiler, a value that somebody else may set: a constant would be folded.
@@ -41,12 +41,14 @@ pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 pub struct Scratch {
     /// Connections that were opened from here.
     connections: u64,
-    /// Number of this record: twice the CPU's, and one more for egress.
+    /// Number of this record.
     index: u32,
-    padding: u32,
+    pub cpu: u32,
     /// See [`Scratch::forget`].
     pub forgotten: u64,
     pub walk: VectorWalk,
+    /// Where a message's bytes are.
+    pub buffer: UserBuffer,
     /// The I/O vector of a call: base and length of each piece.
     pub vector: [[u64; 2]; MAX_VECTOR as usize],
     /// A connection that enters the map, and the record that tells of it.
@@ -87,9 +89,10 @@ pub struct VectorWalk {
     pub copied: u32,
 }
 
-/// Two [`Scratch`] a CPU, one for each program that moves segments. From 7.0 on a tracepoint's
-/// program may be preempted by another task's; the kernel then skips the same program, not another
-/// one. A plain array: a per-CPU map's values end at 32 KiB. The agent sets the capacity.
+/// [`Scratch`] records, `Config::scratches` a CPU: one for each program that moves segments. A
+/// program may be preempted by another task's (those of tracepoints from 7.0 on, of trampolines from
+/// 5.11 on); the kernel then skips the same program, not another one. A plain array: a per-CPU map's
+/// values end at 32 KiB. The agent sets the capacity.
 #[btf_map]
 static SCRATCH: Array<Scratch, 2> = Array::new();
 
@@ -124,15 +127,18 @@ pub fn count_loss(reason: LossReason) {
     }
 }
 
-/// This CPU's scratch record for the program of that direction, which alone uses it.
+/// This CPU's scratch record number `slot`, below `Config::scratches`, which one program uses.
 #[inline(always)]
-pub fn scratch(direction: Direction) -> Option<*mut Scratch> {
+pub fn scratch(slot: u32) -> Option<*mut Scratch> {
     // SAFETY: no arguments.
     let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
-    let index = cpu * 2 + direction as u32;
+    let index = cpu * config().scratches + slot;
     let scratch = SCRATCH.get_ptr_mut(index)?;
     // SAFETY: this program's own.
-    unsafe { (*scratch).index = index };
+    unsafe {
+        (*scratch).index = index;
+        (*scratch).cpu = cpu;
+    };
     Some(scratch)
 }
 

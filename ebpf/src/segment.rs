@@ -195,7 +195,7 @@ fn note_beginning(state: &mut ConnectionState, first_word: u64, ingress: bool) -
         Beginning::Other => return true,
     };
     state.awaits_requests = (state.protocol == protocol_state::HTTP1_SERVER).into();
-    log::protocol_found(state.connection_id, state.pid, state.protocol);
+    log::protocol_found(state.connection_id, state.protocol);
     if state.protocol == protocol_state::TLS {
         count_loss(LossReason::Tls);
     }

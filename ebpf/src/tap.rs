@@ -5,7 +5,9 @@
 //! arguments, so that the buffer is found without a probe on system calls: those that are not
 //! socket calls cost nothing at all.
 //!
-//! *Walk* (before 6.3): one program on `sys_exit`, which goes from the descriptor to the socket
+//! *Fentry*: the ends of the kernel's own functions (`fentry.rs`).
+//!
+//! *Walk*: one program on `sys_exit`, which goes from the descriptor to the socket
 //! (`walk.rs`).
 
 use aya_ebpf::{
@@ -77,7 +79,7 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
         }
         return;
     }
-    let Some(scratch) = scratch(direction) else {
+    let Some(scratch) = scratch(direction as u32) else {
         return;
     };
     let buffer = if flags & DISCARDED != 0 {

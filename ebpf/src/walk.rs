@@ -89,7 +89,7 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
             index += 1;
         }
     }
-    let Some(scratch) = scratch(Direction::Ingress) else {
+    let Some(scratch) = scratch(Direction::Ingress as u32) else {
         return;
     };
     let buffer = if flags & DISCARDED != 0 {

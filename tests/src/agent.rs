@@ -16,6 +16,10 @@ use crate::prerequisite;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Environment variable with the tap of agents whose test does not choose one. `cargo xtask kernels`
+/// runs suites once with each.
+const TAP: &str = "E2E_TAP";
+
 /// How to start the agent: `telltale run` with a free port, unless told otherwise.
 #[derive(Debug)]
 pub struct AgentCommand {
@@ -141,9 +145,9 @@ impl AgentCommand {
         if self.subcommand == "run" {
             command.args(["--listen", &self.listen.to_string()]);
         }
-        if let Some(yaml) = &self.config {
+        if let Some(yaml) = with_tap(self.config) {
             let path: PathBuf = folder.path().join("telltale.yaml");
-            std::fs::write(&path, yaml)?;
+            std::fs::write(&path, &yaml)?;
             command.arg("--config").arg(path);
         }
         command.args(&self.arguments);
@@ -155,6 +159,16 @@ impl AgentCommand {
         }
         command.envs(self.environment);
         Child::spawn("telltale", command, folder)
+    }
+}
+
+/// The configuration with the tap that [`TAP`] names, unless the test chose one.
+fn with_tap(config: Option<String>) -> Option<String> {
+    let tap = std::env::var(TAP).ok().map(|tap| format!("tap: {tap}\n"));
+    match (config, tap) {
+        (Some(yaml), Some(_)) if yaml.lines().any(|line| line.starts_with("tap:")) => Some(yaml),
+        (Some(yaml), tap) => Some(format!("{yaml}\n{}", tap.unwrap_or_default())),
+        (None, tap) => tap,
     }
 }
 

@@ -500,18 +500,18 @@ fn long_scripts() -> Vec<Script> {
 
 #[test]
 fn each_exchange_is_found_once_on_either_side() -> Result<()> {
-    check_each_exchange("auto")
+    check_each_exchange("")
 }
 
 #[test]
 fn the_walk_from_descriptor_to_socket_finds_the_same() -> Result<()> {
-    check_each_exchange("walk")
+    check_each_exchange("tap: walk")
 }
 
-fn check_each_exchange(tap: &str) -> Result<()> {
+fn check_each_exchange(config: &str) -> Result<()> {
     let only_us = "targets: { include: [{ executable: 'exchanges-*' }] }";
     let agent = Agent::command()?
-        .config(format!("{only_us}\ntap: {tap}"))
+        .config(format!("{only_us}\n{config}"))
         .start()?;
     let mut played = Vec::new();
     for script in simple_scripts().into_iter().chain(long_scripts()) {

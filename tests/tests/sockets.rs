@@ -1,7 +1,7 @@
 //! What programs do with sockets beside reading and writing. Client and server are threads of the
 //! test, so that each call is chosen.
 
-use std::io::{Read as _, Write as _};
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
@@ -188,4 +188,46 @@ fn short_connections_are_each_counted() -> Result<()> {
     ensure!(report.contains("[418]\t5000 responses"), "{report}");
     check_both_sides(&agent, "/return", "200", 500)?;
     check_both_sides(&agent, "/teapot", "418", 5000)
+}
+
+/// Heads and bodies in many pieces, more than the kernel side looks at: what the pieces hold is one
+/// stream, and a call that ends in the middle of a piece ends there.
+#[test]
+fn many_pieces_are_one_message() -> Result<()> {
+    let agent = Agent::start()?;
+    let (listener, address) = listen()?;
+    let body = vec![b'x'; 900];
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n";
+    let serve = |mut stream: TcpStream| {
+        for _ in 0..3 {
+            // Pieces of sixteen bytes; the request ends in the middle of one.
+            let mut room = [[0; 16]; 40];
+            let mut pieces = room.each_mut().map(|piece| IoSliceMut::new(piece));
+            let length = stream.read_vectored(&mut pieces)?;
+            ensure!(room.concat()[..length].ends_with(b"\r\n\r\n"), "{length}");
+            let answer = [head.as_slice(), &body].concat();
+            let pieces: Vec<_> = answer.chunks(10).map(IoSlice::new).collect();
+            ensure!(stream.write_vectored(&pieces)? == answer.len());
+        }
+        Ok(())
+    };
+    let request = b"GET /in-pieces HTTP/1.1\r\nHost: pieces\r\nAccept: */*\r\n\r\n";
+    converse(listener, serve, || {
+        let mut client = Client::connect(address)?;
+        for _ in 0..3 {
+            let pieces: Vec<_> = request.chunks(9).map(IoSlice::new).collect();
+            ensure!(client.stream().write_vectored(&pieces)? == request.len());
+            ensure!(client.read_response("GET")?.body == body);
+        }
+        Ok(())
+    })?;
+    check_both_sides(&agent, "/in-pieces", "200", 3)?;
+    let metrics = agent.metrics()?;
+    for role in ["server", "client"] {
+        let name = format!("http_{role}_response_body_size_bytes_sum");
+        let label = ["http_route", "url_template"][usize::from(role == "client")];
+        let bytes = metrics.sum(&name, &[(label, "/in-pieces")]);
+        ensure!(bytes == 2700.0, "{role}: {bytes} bytes");
+    }
+    Ok(())
 }

@@ -286,6 +286,8 @@ pub enum Tap {
     Auto,
     /// The `sock_send_length` and `sock_recv_length` tracepoints (Linux 6.3+).
     Socket,
+    /// The ends of the kernel's functions that send and receive, where it lets them be traced.
+    Fentry,
     /// The end of system calls, going from the descriptor to the socket.
     Walk,
 }

@@ -303,8 +303,8 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
             "t.yaml: `capture.ring_bytes` is `3145728`; allowed: a power of two, 64KiB to 64MiB",
         ),
         (
-            "tap: fentry",
-            "t.yaml: `tap` is `fentry`; allowed: one of auto, socket, walk",
+            "tap: syscalls",
+            "t.yaml: `tap` is `syscalls`; allowed: one of auto, socket, fentry, walk",
         ),
         (
             "targets: {exclude: [{}]}",

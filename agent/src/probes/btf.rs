@@ -32,10 +32,12 @@ const MAGIC: u16 = 0xeb9f;
 // Kinds, and how many bytes follow the 12 bytes that every type has.
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_FORWARD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
+const KIND_FUNCTION: u32 = 12;
 const KIND_TYPE_TAG: u32 = 18;
 
 /// A BTF blob and where its types begin.
@@ -153,18 +155,52 @@ impl Btf {
             .any(|kind| kind.kind() == KIND_TYPEDEF && self.name_is(kind.name, &typedef))
     }
 
-    /// The same types with nothing left but the prototypes of tracepoints, under the same numbers.
-    /// It is all that the loader looks for; of every type it would keep all that there is.
+    /// Whether programs can attach to the function of that name.
     #[must_use]
-    pub fn tracepoints(&self) -> Vec<u8> {
+    pub fn has_function(&self, name: &str) -> bool {
+        self.types
+            .iter()
+            .skip(1)
+            .filter_map(|&at| read_type(&self.data, at as usize))
+            .any(|kind| kind.kind() == KIND_FUNCTION && self.name_is(kind.name, name))
+    }
+
+    /// The value of an enumerator of up to 32 bits; `None` where the kernel has none of that name.
+    #[must_use]
+    pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
+        let kind = self
+            .types
+            .iter()
+            .skip(1)
+            .filter_map(|&at| read_type(&self.data, at as usize))
+            .find(|kind| kind.kind() == KIND_ENUM && self.name_is(kind.name, enumeration))?;
+        // Each is a name and a value.
+        let values = (0..kind.vlen() as usize).map(|index| kind.body + index * 8);
+        values
+            .filter_map(|at| Some((word(&self.data, at)?, word(&self.data, at + 4)?)))
+            .find_map(|(string, value)| self.name_is(string, name).then_some(value))
+    }
+
+    /// The same types with nothing left but what programs attach to: the prototypes of tracepoints
+    /// and `functions`, under the same numbers. It is all that the loader looks for; of every type
+    /// it would keep all that there is.
+    #[must_use]
+    pub fn outline(&self, functions: &[&str]) -> Vec<u8> {
         const HEADER_BYTES: u32 = 24;
         const NAMELESS: [u32; 3] = [0, KIND_FORWARD << 24, 0];
         let mut types = Vec::with_capacity(self.types.len() * 12);
         let mut strings = vec![0];
         for &at in self.types.iter().skip(1) {
-            let kept = read_type(&self.data, at as usize)
-                .filter(|kind| kind.kind() == KIND_TYPEDEF)
-                .and_then(|kind| Some((kind, self.tracepoint_name(kind.name)?)));
+            let kept = read_type(&self.data, at as usize).and_then(|kind| match kind.kind() {
+                KIND_TYPEDEF => Some((kind, self.tracepoint_name(kind.name)?)),
+                KIND_FUNCTION => {
+                    let name = functions
+                        .iter()
+                        .find(|name| self.name_is(kind.name, name))?;
+                    Some((kind, name.as_bytes()))
+                }
+                _ => None,
+            });
             let words = match kept {
                 Some((kind, name)) => {
                     let position = strings.len() as u32;
@@ -315,7 +351,7 @@ mod tests {
 
     #[test]
     fn tracepoints_keep_their_numbers() {
-        let blob = Btf::of_kernel().unwrap().tracepoints();
+        let blob = Btf::of_kernel().unwrap().outline(&["inet_sendmsg"]);
         let whole = std::fs::metadata(VMLINUX).unwrap().len();
         assert!((blob.len() as u64) < whole);
         assert!(aya::Btf::parse(&blob, aya::Endianness::default()).is_ok());
@@ -357,7 +393,8 @@ mod tests {
             }
             if let Ok(btf) = Btf::parse(data) {
                 let _ = btf.offset("a", "b.c");
-                let _ = btf.tracepoints();
+                let _ = btf.enumerator("a", "b");
+                let _ = btf.outline(&["a"]);
             }
         }
     }

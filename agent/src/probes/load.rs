@@ -1,8 +1,9 @@
 //! Loading the object: constants and capacities in, maps and unverified programs out.
 
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, Offsets};
+use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, MISSING, Offsets};
 
+use super::attach;
 use super::btf::{Btf, BtfError};
 use super::offsets;
 use crate::config::Tap;
@@ -10,6 +11,8 @@ use crate::config::Tap;
 /// The set of programs that sees what calls move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TapVariant {
+    /// The ends of the kernel's functions that send and receive.
+    Fentry,
     /// `sock_send_length` and `sock_recv_length` (6.3+).
     Socket,
     /// `sys_exit`, walking from the descriptor.
@@ -17,12 +20,40 @@ pub enum TapVariant {
 }
 
 impl TapVariant {
-    /// The variant for what was asked of a kernel with or without the tracepoints.
-    fn choose(wanted: Tap, has_tracepoints: bool) -> Result<Self, LoadError> {
-        match (wanted, has_tracepoints) {
-            (Tap::Auto | Tap::Socket, true) => Ok(Self::Socket),
-            (Tap::Auto, false) | (Tap::Walk, _) => Ok(Self::Walk),
-            (Tap::Socket, false) => Err(LoadError::NoSocketTap),
+    /// The best variant for what was asked, and those to fall back to: a kernel that names what one
+    /// needs may refuse its programs still.
+    fn candidates(
+        wanted: Tap,
+        has_functions: bool,
+        has_tracepoints: bool,
+    ) -> Result<(Self, Vec<Self>), LoadError> {
+        use TapVariant::{Fentry, Socket, Walk};
+        match (wanted, has_functions, has_tracepoints) {
+            (Tap::Auto, _, true) => Ok((Socket, vec![Walk])),
+            (Tap::Auto, true, false) => Ok((Fentry, vec![Walk])),
+            (Tap::Fentry, true, _) => Ok((Fentry, Vec::new())),
+            (Tap::Fentry, false, _) => Err(LoadError::NoFentryTap),
+            (Tap::Socket, _, true) => Ok((Socket, Vec::new())),
+            (Tap::Socket, _, false) => Err(LoadError::NoSocketTap),
+            (Tap::Auto, false, false) | (Tap::Walk, _, _) => Ok((Walk, Vec::new())),
+        }
+    }
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Socket => "socket",
+            Self::Walk => "walk",
+        }
+    }
+
+    /// Programs that move segments, each of which needs a scratch record a CPU.
+    const fn scratches(self) -> u32 {
+        match self {
+            Self::Fentry => 8,
+            Self::Socket | Self::Walk => 2,
         }
     }
 }
@@ -98,6 +129,9 @@ pub enum LoadError {
     /// The kernel's type information, as the loader reads it.
     #[error("cannot use the kernel's BTF: {0}")]
     LoaderBtf(#[from] aya::BtfError),
+    /// The fentry tap was asked for, but the kernel's BTF does not name what it needs.
+    #[error("tap `fentry` needs functions that this kernel's BTF does not name; use `auto`")]
+    NoFentryTap,
     /// The socket tap was asked for, but the kernel has no such tracepoints.
     #[error("tap `socket` needs the sock_send_length tracepoint (Linux 6.3); use `auto` or `walk`")]
     NoSocketTap,
@@ -128,8 +162,10 @@ pub struct Loaded {
     pub btf: aya::Btf,
     /// Socket rings in use.
     pub rings: u32,
-    /// The tap that fits this kernel.
-    pub tap: TapVariant,
+    /// The tap that fits this kernel best, and those to fall back to.
+    pub taps: (TapVariant, Vec<TapVariant>),
+    /// The functions that the fentry tap traces, as far as this kernel has them.
+    pub functions: Vec<&'static str>,
     /// What tells of arrivals; `None` where they are not watched.
     pub arrivals: Option<ArrivalVariant>,
 }
@@ -140,26 +176,46 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, has_socket_tap, arrivals, tracepoints) = {
+    let (offsets, iterators, functions, has_socket_tap, arrivals, outline) = {
         let btf = Btf::of_kernel()?;
+        let offsets = offsets::resolve(&btf)?;
+        let functions: Vec<_> = attach::functions()
+            .filter(|name| btf.has_function(name))
+            .collect();
         (
-            offsets::resolve(&btf)?,
+            offsets,
+            offsets::iterators(&btf, &offsets),
+            functions.clone(),
             btf.has_tracepoint("sock_send_length"),
             ArrivalVariant::choose(&btf).filter(|_| options.queue_time),
-            btf.tracepoints(),
+            btf.outline(&functions),
         )
     };
-    let tap = TapVariant::choose(options.tap, has_socket_tap)?;
+    let has_functions =
+        iterators.is_some() && attach::functions_suffice(&functions, has_ipv6(&offsets));
+    let taps = TapVariant::candidates(options.tap, has_functions, has_socket_tap)?;
+    // Those to fall back to need no more.
+    let scratches = taps.0.scratches();
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
     let rings = match options.rings {
         // One a CPU, so that CPUs do not wait for each other.
         0 => cpus.clamp(1, MAX_RINGS),
         rings => rings.min(MAX_RINGS),
     };
-    let config = constants(options, offsets, rings, arrivals.is_some());
+    let config = Config {
+        offsets,
+        syscalls: offsets::syscalls(),
+        iterators: iterators.unwrap_or_default(),
+        agent_pid: std::process::id(),
+        capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
+        rings,
+        scratches,
+        queue_time: arrivals.is_some().into(),
+        delivery_time: options.delivery_time.into(),
+    };
     lift_memory_lock();
-    let btf = aya::Btf::parse(&tracepoints, aya::Endianness::default())?;
-    drop(tracepoints);
+    let btf = aya::Btf::parse(&outline, aya::Endianness::default())?;
+    drop(outline);
     // aya-log counts from 1, error, to 5, trace; 0 is off.
     let log_level: u8 = if options.verbose { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
@@ -168,7 +224,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .override_global("CONFIG", &config, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
-        .map_max_entries("SCRATCH", 2 * cpus);
+        .map_max_entries("SCRATCH", scratches * cpus);
     if arrivals.is_none() {
         loader.map_max_entries("FIRST_ARRIVALS", 1);
     }
@@ -182,9 +238,14 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ebpf,
         btf,
         rings,
-        tap,
+        taps,
+        functions,
         arrivals,
     })
+}
+
+fn has_ipv6(offsets: &Offsets) -> bool {
+    offsets.sock_local_v6 != MISSING
 }
 
 /// Before 5.11 maps count against `RLIMIT_MEMLOCK`, 64 KiB by default. Newer kernels count them
@@ -213,14 +274,33 @@ pub const RING_MAPS: [&str; MAX_RINGS as usize] = [
     "SOCKET_RING_7",
 ];
 
-fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, arrivals: bool) -> Config {
-    Config {
-        offsets,
-        syscalls: offsets::syscalls(),
-        agent_pid: std::process::id(),
-        capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
-        rings,
-        queue_time: arrivals.into(),
-        delivery_time: options.delivery_time.into(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_falls_back_and_what_is_named_does_not() {
+        let candidates = |wanted, functions, tracepoints| {
+            TapVariant::candidates(wanted, functions, tracepoints).ok()
+        };
+        use TapVariant::{Fentry, Socket, Walk};
+        for (functions, tracepoints, best, others) in [
+            (true, true, Socket, vec![Walk]),
+            (true, false, Fentry, vec![Walk]),
+            (false, true, Socket, vec![Walk]),
+            (false, false, Walk, vec![]),
+        ] {
+            let found = candidates(Tap::Auto, functions, tracepoints);
+            assert_eq!(found, Some((best, others)), "{functions} {tracepoints}");
+        }
+        for (wanted, tap) in [
+            (Tap::Fentry, Fentry),
+            (Tap::Socket, Socket),
+            (Tap::Walk, Walk),
+        ] {
+            assert_eq!(candidates(wanted, true, true), Some((tap, vec![])));
+        }
+        assert_eq!(candidates(Tap::Fentry, false, true), None);
+        assert_eq!(candidates(Tap::Socket, true, false), None);
     }
 }

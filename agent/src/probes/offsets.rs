@@ -1,6 +1,6 @@
 //! The offsets and numbers that the kernel programs get as constants.
 
-use ebpf_common::config::{MISSING, Offsets, Syscalls};
+use ebpf_common::config::{Iterators, MISSING, Offsets, Syscalls};
 
 use super::btf::{Btf, BtfError};
 
@@ -16,6 +16,10 @@ const REGISTERS: (&str, &str, [&str; 4]) = ("orig_ax", "ax", ["di", "si", "dx", 
 pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
     let register = |name: &str| btf.offset("pt_regs", name);
     let optional = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(MISSING);
+    let either = |new: &str, old: &str| match optional("msghdr", new) {
+        MISSING => optional("msghdr", old),
+        offset => offset,
+    };
     let (syscall, result, [first, second, third, fourth]) = REGISTERS;
     Ok(Offsets {
         regs_syscall: register(syscall)?,
@@ -60,10 +64,47 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         sock_net: btf.offset("sock_common", "skc_net")?,
         net_inum: btf.offset("net", "ns.inum")?,
         unix_peer: optional("unix_sock", "peer"),
+        sock_protocol: optional("sock", "sk_protocol"),
+        msg_flags: optional("msghdr", "msg_flags"),
+        msg_iter_type: either("msg_iter.iter_type", "msg_iter.type"),
+        msg_iter_offset: optional("msghdr", "msg_iter.iov_offset"),
+        msg_iter_count: optional("msghdr", "msg_iter.count"),
+        msg_iter_memory: either("msg_iter.__iov", "msg_iter.iov"),
         sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
         skb_control: btf.offset("sk_buff", "cb")?,
         sock_write_queued: btf.offset("sock", "sk_wmem_queued")?,
         tcp_chrono_stat: btf.offset("tcp_sock", "chrono_stat")?,
+    })
+}
+
+/// The kinds of I/O vectors; `None` where the kernel does not tell, or where the members are that
+/// the fentry tap needs.
+#[must_use]
+pub fn iterators(btf: &Btf, offsets: &Offsets) -> Option<Iterators> {
+    let needed = [
+        offsets.msg_flags,
+        offsets.msg_iter_type,
+        offsets.msg_iter_offset,
+        offsets.msg_iter_count,
+        offsets.msg_iter_memory,
+    ];
+    let iovec = btf.enumerator("iter_type", "ITER_IOVEC")?;
+    let ubuf = btf.enumerator("iter_type", "ITER_UBUF");
+    // One member of a union: the program reads either at the same place.
+    let one_place = ubuf.is_none()
+        || btf
+            .offset("msghdr", "msg_iter.ubuf")
+            .is_ok_and(|offset| offset == offsets.msg_iter_memory);
+    let is_known = one_place && !needed.contains(&MISSING);
+    is_known.then(|| Iterators {
+        // Before 5.14 bits told the kinds apart, and the lowest one the direction.
+        type_mask: if btf.offset("iov_iter", "iter_type").is_ok() {
+            0xff
+        } else {
+            0xfe
+        },
+        iovec,
+        ubuf: ubuf.unwrap_or(MISSING),
     })
 }
 

@@ -84,6 +84,18 @@ pub struct Offsets {
     pub unix_peer: u32,
     /// `sock.sk_shutdown`, or [`MISSING`] where it is a bit field.
     pub sock_shutdown: u32,
+    /// `sock.sk_protocol`, or [`MISSING`] where it is a bit field.
+    pub sock_protocol: u32,
+    /// `msghdr.msg_flags`
+    pub msg_flags: u32,
+    /// `msghdr.msg_iter.iter_type`; `type` before 5.14, of which the least byte is enough.
+    pub msg_iter_type: u32,
+    /// `msghdr.msg_iter.iov_offset`
+    pub msg_iter_offset: u32,
+    /// `msghdr.msg_iter.count`
+    pub msg_iter_count: u32,
+    /// `msghdr.msg_iter.__iov`, `iov` before 6.4: a union with `ubuf`.
+    pub msg_iter_memory: u32,
     /// `sock.sk_receive_queue.qlen`: buffers that nobody has read.
     pub sock_unread: u32,
     /// `sk_buff.cb`: the protocol's own data of a packet.
@@ -92,6 +104,18 @@ pub struct Offsets {
     pub sock_write_queued: u32,
     /// `tcp_sock.chrono_stat`: ticks with such bytes, by what they waited for.
     pub tcp_chrono_stat: u32,
+}
+
+/// Kinds of `struct iov_iter`, whose numbers changed three times.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Iterators {
+    /// Bits of the kind in the least byte of its member.
+    pub type_mask: u32,
+    /// `ITER_IOVEC`
+    pub iovec: u32,
+    /// `ITER_UBUF`, or [`MISSING`] before 6.0.
+    pub ubuf: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.
@@ -132,12 +156,16 @@ pub struct Config {
     pub offsets: Offsets,
     /// See [`Syscalls`].
     pub syscalls: Syscalls,
+    /// See [`Iterators`].
+    pub iterators: Iterators,
     /// The agent's own pid as the kernel counts it: its traffic is left alone.
     pub agent_pid: u32,
     /// Bytes captured from the start of each message, at most [`MAX_CAPTURE_BYTES`].
     pub capture_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
+    /// Scratch records a CPU: one for each program of the tap.
+    pub scratches: u32,
     /// 1: the arrival of bytes is noted for [`crate::connection::SocketData::arrived_ns`]; 0: not.
     pub queue_time: u32,
     /// 1: the peers' acknowledgements are asked for, for [`crate::connection::busy_ticks`]; 0: not.

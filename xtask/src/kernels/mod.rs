@@ -1,7 +1,8 @@
 //! `cargo xtask kernels`: the agent on Debian's stock kernels, in QEMU.
 //!
-//! Each guest boots a kernel with nothing but busybox and a static agent, runs `telltale check`,
-//! then counts requests between busybox's httpd and wget. Emulated: times mean nothing there.
+//! Each guest boots a kernel with nothing but busybox, a static agent and static end-to-end suites.
+//! It runs `telltale check`, counts requests between busybox's httpd and wget, takes a profile, and
+//! up to 6.19 runs the suites with each tap of the kernel. Emulated: times mean nothing there.
 
 mod debian;
 
@@ -15,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::command::{cargo, run};
+use crate::command::{cargo, output, run};
 use crate::{host, paths};
 use debian::Kernel;
 
@@ -30,7 +31,16 @@ const SUITES: [&str; 6] = [
 ];
 
 /// A guest that hangs is ended after so many seconds.
-const GUEST_SECONDS: u32 = 170;
+const GUEST_SECONDS: u32 = 420;
+
+/// End-to-end suites whose client and server are the test itself, and what of them needs more.
+const END_TO_END: [&str; 2] = ["exchanges", "sockets"];
+const SKIPPED: [&str; 2] = [
+    // nginx and hey
+    "short_connections_are_each_counted",
+    // chooses its tap
+    "the_walk_from_descriptor_to_socket_finds_the_same",
+];
 
 /// A busy host is late with the emulated timer, which the kernel would take for a broken one.
 const KERNEL_PARAMETERS: &str =
@@ -46,6 +56,9 @@ pub(crate) struct Kernels {
     /// A static agent that is built already
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// Leave the end-to-end suites out
+    #[arg(long)]
+    no_suites: bool,
 }
 
 /// Boots the kernels one after the other; the exit status is 0 where all guests succeeded.
@@ -61,6 +74,11 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
         Some(agent) => agent.clone(),
         None => build_static_agent()?,
     };
+    let end_to_end = if arguments.no_suites {
+        Vec::new()
+    } else {
+        build_static_suites()?
+    };
     let suites = match arguments.suites.as_slice() {
         [] => SUITES.map(str::to_owned).to_vec(),
         suites => suites.to_vec(),
@@ -71,7 +89,7 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
         let folder = paths::target().join("kernels").join(suite);
         let kernel = debian::newest_kernel(suite, &folder)?;
         let start = Instant::now();
-        let guest = boot(&kernel, &agent, &folder)?;
+        let guest = boot(&kernel, &agent, &end_to_end, &folder)?;
         let seconds = start.elapsed().as_secs();
         failed += u32::from(!guest.succeeded);
         let verdict = if guest.succeeded { "ok" } else { "FAILED" };
@@ -82,7 +100,11 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
         let counted = guest
             .counted
             .unwrap_or_else(|| "nothing counted".to_owned());
-        lines.push(format!("{:<32} {verdict:<7} {counted}", kernel.version));
+        let suites = guest.suites.join("; ");
+        lines.push(format!(
+            "{:<28} {verdict:<7} {counted}; {suites}",
+            kernel.version
+        ));
     }
     println!("\n{}", lines.join("\n"));
     Ok(if failed == 0 {
@@ -96,33 +118,58 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
 struct Guest {
     succeeded: bool,
     counted: Option<String>,
+    /// What became of the suites, a tap each.
+    suites: Vec<String>,
     console: String,
 }
 
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
 /// The agent without shared libraries: the guests have none.
 fn build_static_agent() -> Result<PathBuf> {
-    let triple = "x86_64-unknown-linux-gnu";
-    let target = paths::target().join("static");
-    run(cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "agent",
-            "--bin",
-            "telltale",
-            "--target",
-            triple,
-        ])
-        .env("CARGO_TARGET_DIR", &target)
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static"))?;
-    Ok(target.join(triple).join("release/telltale"))
+    run(static_cargo("build").args(["--package", "agent", "--bin", "telltale"]))?;
+    let agent = format!("static/{TRIPLE}/quick/telltale");
+    Ok(paths::target().join(agent))
 }
 
-fn boot(kernel: &Kernel, agent: &Path, folder: &Path) -> Result<Guest> {
+/// The suites' executables, likewise.
+fn build_static_suites() -> Result<Vec<PathBuf>> {
+    let mut build = static_cargo("test");
+    build.args(["--no-run", "--message-format", "json", "--package", "e2e"]);
+    for suite in END_TO_END {
+        build.args(["--test", suite]);
+    }
+    // Each line that is not about an executable has none.
+    let executables = output(&mut build)?
+        .lines()
+        .filter_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let name = message.pointer("/target/name")?.as_str()?;
+            let executable = message.get("executable")?.as_str()?;
+            END_TO_END
+                .contains(&name)
+                .then(|| PathBuf::from(executable))
+        })
+        .collect::<Vec<_>>();
+    if executables.len() != END_TO_END.len() {
+        bail!("cargo built {executables:?} of the suites {END_TO_END:?}");
+    }
+    Ok(executables)
+}
+
+fn static_cargo(command: &str) -> Command {
+    let mut cargo = cargo();
+    cargo
+        .args([command, "--profile", "quick", "--target", TRIPLE])
+        .env("CARGO_TARGET_DIR", paths::target().join("static"))
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    cargo
+}
+
+fn boot(kernel: &Kernel, agent: &Path, suites: &[PathBuf], folder: &Path) -> Result<Guest> {
     let initramfs = folder.join("initramfs.cpio");
-    write_initramfs(agent, &initramfs)?;
-    let output = Command::new("timeout")
+    write_initramfs(agent, suites, &initramfs)?;
+    let guest = Command::new("timeout")
         .arg(GUEST_SECONDS.to_string())
         .args([
             "qemu-system-x86_64",
@@ -149,30 +196,38 @@ fn boot(kernel: &Kernel, agent: &Path, folder: &Path) -> Result<Guest> {
         .stdin(Stdio::null())
         .output()
         .context("cannot start qemu-system-x86_64")?;
-    let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    let after = |mark: &str| {
-        console.lines().find_map(|line| {
-            line.split_once(mark)
-                .map(|(_, rest)| rest.trim().to_owned())
-        })
+    let console = String::from_utf8_lossy(&guest.stdout).replace('\r', "");
+    let all_after = |mark: &str| {
+        let lines = console.lines().filter_map(|line| line.split_once(mark));
+        lines
+            .map(|(_, rest)| rest.trim().to_owned())
+            .collect::<Vec<_>>()
     };
+    let after = |mark: &str| all_after(mark).into_iter().next();
     Ok(Guest {
         // A kernel that panics or hangs leaves no status.
         succeeded: after("GUEST-STATUS").as_deref() == Some("0"),
         counted: after("GUEST-COUNTED"),
+        suites: all_after("GUEST-SUITES"),
         console,
     })
 }
 
-/// Packs busybox, the agent and the two scripts.
-fn write_initramfs(agent: &Path, initramfs: &Path) -> Result<()> {
+/// Packs busybox, the agent, the suites and the two scripts.
+fn write_initramfs(agent: &Path, suites: &[PathBuf], initramfs: &Path) -> Result<()> {
     let root = tempfile::tempdir()?;
-    for folder in ["bin", "proc", "sys", "dev", "tmp", "run", "etc"] {
+    for folder in ["bin", "proc", "sys", "dev", "tmp", "run", "etc", "suites"] {
         fs::create_dir(root.path().join(folder))?;
     }
     let busybox = host::find("busybox").context("busybox is not installed")?;
     fs::copy(busybox, root.path().join("bin/busybox"))?;
     fs::copy(agent, root.path().join("bin/telltale"))?;
+    for suite in suites {
+        let name = suite.file_name().context("a suite has a name")?;
+        fs::copy(suite, root.path().join("suites").join(name))?;
+    }
+    let skipped = SKIPPED.map(|test| format!("--skip\n{test}\n")).concat();
+    fs::write(root.path().join("skipped"), skipped)?;
     let init = root.path().join("init");
     fs::write(&init, include_str!("init.sh"))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
