@@ -8,6 +8,7 @@ mod detect;
 mod kernel;
 mod log;
 mod maps;
+mod off_cpu;
 mod process;
 mod python;
 mod queue;
