@@ -95,14 +95,15 @@ pub enum ProfileTime {
 /// What a person reads above the profile.
 impl fmt::Display for ProfileRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.selector.fmt(formatter)?;
+        let selector = &self.selector;
         match self.time {
-            ProfileTime::Next { .. } => Ok(()),
+            ProfileTime::Next { .. } => write!(formatter, "CPU of {selector}"),
             ProfileTime::Waits { min, .. } => {
-                write!(formatter, ", off the CPU for {min:?} and more")
+                write!(formatter, "Waits of {selector}, {min:?} and more")
             }
             ProfileTime::Past { from, to } => {
-                write!(formatter, ", {} to {}", clock_time(from), clock_time(to))
+                let (from, to) = (clock_time(from), clock_time(to));
+                write!(formatter, "CPU of {selector}, {from} to {to}")
             }
         }
     }
