@@ -55,7 +55,11 @@ pub(super) async fn script() -> Response {
 }
 
 fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)]) -> Markup {
-    let title = request.selector.to_string();
+    let what = match profile.kind {
+        Kind::Cpu => "CPU",
+        Kind::OffCpu => "Waits",
+    };
+    let title = format!("{what} of {}", request.selector);
     let samples = profile.sample_count();
     let rows = top::rows(profile);
     html! {
