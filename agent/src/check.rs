@@ -155,7 +155,7 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
         let what = format!("program {}", probe.program);
         match (result, probe.fallback) {
             (Ok(instructions), _) => {
-                let steps = instructions.map_or(String::new(), |n| format!(", {n} steps verified"));
+                let steps = verified(instructions);
                 report.add(what, Verdict::Ok, format!("{}{steps}", probe.purpose));
             }
             (Err(error), Some(fallback)) => {
@@ -164,14 +164,15 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             (Err(error), None) => report.add(what, Verdict::Failed, error.to_string()),
         }
     }
-    match sampler::Sampler::new(&mut loaded.ebpf) {
+    match sampler::Sampler::new(&mut loaded.ebpf, &loaded.btf) {
         Ok(sampler) => {
             let Variant {
                 has_loop,
                 verified_steps,
+                off_cpu,
             } = sampler.variant();
-            let steps = verified_steps.map_or(String::new(), |n| format!(", {n} steps verified"));
-            let (verdict, how) = if has_loop {
+            let steps = verified(*verified_steps);
+            let (verdict, how) = if *has_loop {
                 (Verdict::Ok, "")
             } else {
                 (
@@ -181,6 +182,14 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             };
             let detail = format!("CPU profiles{how}{steps}");
             report.add("program sample", verdict, detail);
+            let (verdict, detail) = match off_cpu {
+                Ok(steps) => (Verdict::Ok, format!("off-CPU profiles{}", verified(*steps))),
+                Err(error) => (
+                    Verdict::Fallback,
+                    format!("no off-CPU profiles, which need Linux 5.17 ({error})"),
+                ),
+            };
+            report.add("program sched_switch", verdict, detail);
         }
         Err(error) => {
             report.add(
@@ -190,6 +199,11 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             );
         }
     }
+}
+
+/// How large a program is to the verifier, where the kernel tells.
+fn verified(steps: Option<u32>) -> String {
+    steps.map_or(String::new(), |steps| format!(", {steps} steps verified"))
 }
 
 fn kernel_release() -> String {

@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, LogFormat, LogLevel};
-use crate::profiler::{MAX_HZ, MAX_SECONDS};
+use crate::profiler::{MAX_HZ, MAX_SECONDS, MAX_SHORTEST_WAIT, SHORTEST_WAIT};
 
 /// HTTP latency, Elasticsearch timing and CPU flamegraphs of services that nobody instrumented.
 #[derive(Clone, Debug, Parser)]
@@ -80,6 +80,12 @@ pub struct ProfileArgs {
     /// Samples a CPU and second
     #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HZ)))]
     pub hz: u32,
+    /// Measure where threads wait off the CPU, in place of where they run on it
+    #[arg(long, conflicts_with = "hz")]
+    pub off_cpu: bool,
+    /// Leave out shorter waits, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", requires = "off_cpu", default_value_t = SHORTEST_WAIT.as_micros() as u32, value_parser = clap::value_parser!(u32).range(1..=MAX_SHORTEST_WAIT.as_micros() as i64))]
+    pub min_us: u32,
     /// Where to; the format follows the extension: .pb.gz (pprof), .svg, .folded, .json (speedscope)
     #[arg(short, long, value_name = "FILE", default_value = "profile.pb.gz")]
     pub output: PathBuf,

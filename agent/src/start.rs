@@ -180,7 +180,7 @@ pub(crate) fn profile_routes(
     health: &Health,
     host_name: &Arc<str>,
 ) -> Result<(Router, Option<Push>, PythonProcesses), AgentError> {
-    match Sampler::new(&mut loaded.ebpf) {
+    match Sampler::new(&mut loaded.ebpf, &loaded.btf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
             let samples = metrics.profile_samples.clone();

@@ -10,6 +10,7 @@ mod fentry;
 mod kernel;
 mod log;
 mod maps;
+mod off_cpu;
 mod process;
 mod python;
 mod queue;

@@ -67,9 +67,15 @@ static SAMPLE_TARGETS: HashMap<u32, u32, 4096> = HashMap::new();
 #[btf_map]
 static SAMPLER: Array<SamplerState, 1> = Array::new();
 
-/// One slot is enough: `cpu-clock` fires from a timer interrupt, which does not nest.
+/// One for each program that captures stacks, which does not interrupt itself: `cpu-clock` fires
+/// from a timer interrupt, `sched_switch` with interrupts off.
 #[btf_map]
-static STACK_SCRATCH: PerCpuArray<StackScratch, 1> = PerCpuArray::new();
+static STACK_SCRATCH: PerCpuArray<StackScratch, 2> = PerCpuArray::new();
+
+/// Index of the sampler's scratch.
+const SAMPLER_SLOT: u32 = 0;
+/// Index of the one of `sched_switch`.
+pub const OFF_CPU_SLOT: u32 = 1;
 
 /// Fires on each tick of the sampling clock of one CPU. Walks by `bpf_loop` (5.17+).
 #[perf_event]
@@ -79,68 +85,169 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
     let Some(scratch) = begin(&ctx, pt_regs) else {
         return 0;
     };
-    if scratch.python.has_begun() {
-        // SAFETY: the callback has the signature that the helper wants, and keeps no pointer.
-        unsafe {
-            bpf_loop(
-                MAX_STEPS,
-                python_one as *mut core::ffi::c_void,
-                core::ptr::null_mut(),
-                0,
-            );
-        }
-        scratch.end_python();
-    }
-    if scratch.walk.has_begun() {
-        // SAFETY: the callback has the signature that the helper wants, and keeps no pointer.
-        unsafe {
-            bpf_loop(
-                MAX_USER_FRAMES as u32 + 1,
-                walk_one as *mut core::ffi::c_void,
-                core::ptr::null_mut(),
-                0,
-            );
-        }
-    }
-    finish(scratch);
+    walk(scratch, SAMPLER_SLOT);
+    scratch.finish(0);
+    count(scratch);
     0
 }
 
-/// One frame of the stack in the scratch; 1 ends the loop.
-extern "C" fn walk_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
-    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
-        return 1;
-    };
-    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
-    let scratch = unsafe { &mut *scratch };
-    i64::from(
-        !scratch
-            .walk
-            .step(&mut scratch.addresses, &mut scratch.python),
-    )
+/// One frame of the stack in a scratch; 1 ends the loop.
+extern "C" fn walk_one(_index: u32, slot: *mut core::ffi::c_void) -> i64 {
+    i64::from(!scratch_of(slot).is_some_and(StackScratch::step_native))
 }
 
 /// One step towards or along the interpreter's frames; 1 ends the loop.
-extern "C" fn python_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
-    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
-        return 1;
-    };
-    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
-    let scratch = unsafe { &mut *scratch };
-    let kernel_frames = scratch.walk.kernel_frames;
-    i64::from(!scratch.python.step(
-        &mut scratch.addresses,
-        &mut scratch.walk.lanes,
-        kernel_frames,
-    ))
+extern "C" fn python_one(_index: u32, slot: *mut core::ffi::c_void) -> i64 {
+    i64::from(!scratch_of(slot).is_some_and(StackScratch::step_python))
+}
+
+#[inline(always)]
+fn scratch_of(slot: *mut core::ffi::c_void) -> Option<&'static mut StackScratch> {
+    // SAFETY: `walk` passes the address of a slot's index.
+    scratch(unsafe { *slot.cast::<u32>() })
+}
+
+/// Walks the user's part of the stack in the scratch `slot`, by `bpf_loop` (5.17+).
+#[inline(always)]
+pub fn walk(scratch: &mut StackScratch, mut slot: u32) {
+    let slot = (&raw mut slot).cast();
+    // SAFETY: the callbacks have the signature that the helper wants, and keep no pointer.
+    unsafe {
+        if scratch.python.has_begun() {
+            let one = python_one as *mut core::ffi::c_void;
+            bpf_loop(MAX_STEPS, one, slot, 0);
+            scratch.end_python();
+        }
+        if scratch.walk.has_begun() {
+            let one = walk_one as *mut core::ffi::c_void;
+            bpf_loop(MAX_USER_FRAMES as u32 + 1, one, slot, 0);
+        }
+    }
+}
+
+/// A scratch of this CPU.
+#[inline(always)]
+pub fn scratch(slot: u32) -> Option<&'static mut StackScratch> {
+    let scratch = STACK_SCRATCH.get_ptr_mut(slot)?;
+    // SAFETY: this CPU's scratch, and the program that uses the slot does not interrupt itself.
+    Some(unsafe { &mut *scratch })
 }
 
 impl StackScratch {
+    /// One native frame more; `false` at the end.
+    #[inline(always)]
+    fn step_native(&mut self) -> bool {
+        self.walk.step(&mut self.addresses, &mut self.python)
+    }
+
+    /// One step towards or along the interpreter's frames; `false` at the end.
+    #[inline(always)]
+    fn step_python(&mut self) -> bool {
+        let kernel_frames = self.walk.kernel_frames;
+        self.python
+            .step(&mut self.addresses, &mut self.walk.lanes, kernel_frames)
+    }
+
     /// Has the native frames follow the interpreter's.
     #[inline(always)]
     fn end_python(&mut self) {
         self.walk.before += self.python.words;
         self.walk.flags |= self.python.flags;
+    }
+
+    /// Fills in all but the user's part of the current thread's stack, of which the first
+    /// `own_frames` are the program's and its caller's.
+    #[inline(always)]
+    pub fn begin(
+        &mut self,
+        ctx: &impl EbpfContext,
+        pt_regs: u64,
+        pid_tgid: u64,
+        image: u64,
+        epoch: u32,
+        own_frames: u64,
+    ) {
+        let pid = (pid_tgid >> 32) as u32;
+        let mut flags = 0;
+        let addresses = self.addresses.as_mut_ptr();
+        // SAFETY: the helper writes at most `KERNEL_BYTES`, and the array is longer.
+        let got = unsafe {
+            bpf_get_stack(
+                ctx.as_ptr(),
+                addresses.cast(),
+                KERNEL_BYTES as u32,
+                own_frames,
+            )
+        };
+        let kernel_bytes = if got < 0 {
+            flags |= stack_flags::KERNEL_FAILED;
+            0
+        } else {
+            (got as usize).min(KERNEL_BYTES)
+        };
+        if kernel_bytes == KERNEL_BYTES {
+            flags |= stack_flags::KERNEL_TRUNCATED;
+        }
+        let kernel_frames = (kernel_bytes / size_of::<u64>()) as u32;
+        let mut lanes = unwind::seed(kernel_frames);
+        let mut index = 0;
+        while index < MAX_KERNEL_FRAMES {
+            if index as u32 >= kernel_frames {
+                break;
+            }
+            unwind::mix(&mut lanes, self.addresses[index]);
+            index += 1;
+        }
+        self.header.key = SampleKey {
+            stack_hash: [0; 2],
+            image,
+            pid,
+            tid: pid_tgid as u32,
+            epoch,
+            flags: 0,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+        };
+        self.walk.lanes = lanes;
+        self.walk.kernel_frames = kernel_frames;
+        self.walk.before = kernel_frames;
+        self.walk.flags = flags;
+        self.walk.begin(pt_regs, pid, image);
+        self.python.begin(self.walk.python());
+    }
+
+    /// Completes the record.
+    #[inline(always)]
+    pub fn finish(&mut self, flags: u32) {
+        let walk = &mut self.walk;
+        walk.finish();
+        let words = walk.before + walk.user_frames;
+        self.header.kernel_frames = walk.kernel_frames;
+        self.header.user_frames = walk.user_frames;
+        self.header.python_words = self.python.words;
+        self.header.key.flags = walk.flags | flags;
+        self.header.key.stack_hash = unwind::hash(walk.lanes, words);
+    }
+
+    /// What the stack is counted by.
+    pub const fn key(&self) -> &SampleKey {
+        &self.header.key
+    }
+
+    /// Sends the stack; `false` where the ring is full.
+    #[inline(always)]
+    pub fn send(&self) -> bool {
+        let words = (self.walk.before + self.walk.user_frames) as usize;
+        let len = size_of::<StackHeader>() + words.min(unwind::MAX_WORDS) * size_of::<u64>();
+        // SAFETY: `len` bytes of the scratch.
+        let sent = unsafe {
+            bpf_ringbuf_output(
+                (&raw const SAMPLE_RING).cast_mut().cast(),
+                core::ptr::from_ref(self).cast_mut().cast(),
+                len as u64,
+                BPF_RB_NO_WAKEUP,
+            )
+        };
+        sent == 0
     }
 }
 
@@ -177,7 +284,8 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
             index += 1;
         }
     }
-    finish(scratch);
+    scratch.finish(0);
+    count(scratch);
     0
 }
 
@@ -186,14 +294,14 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn walk_step() -> u32 {
-    walk_one(0, core::ptr::null_mut()) as u32
+    u32::from(!scratch(SAMPLER_SLOT).is_some_and(StackScratch::step_native))
 }
 
 /// The same for the interpreter's frames.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn python_step() -> u32 {
-    python_one(0, core::ptr::null_mut()) as u32
+    u32::from(!scratch(SAMPLER_SLOT).is_some_and(StackScratch::step_python))
 }
 
 /// Fills in all but the user's part of the stack; `None` where nothing is to be sampled.
@@ -210,63 +318,9 @@ fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScrat
     if state.every_process == 0 && unsafe { SAMPLE_TARGETS.get(pid) }.is_none() {
         return None;
     }
-    let scratch = STACK_SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
-    let scratch = unsafe { &mut *scratch };
-    let mut flags = 0;
-    let addresses = scratch.addresses.as_mut_ptr();
-    // SAFETY: the helper writes at most `KERNEL_BYTES`, and the array is longer.
-    let got = unsafe { bpf_get_stack(ctx.as_ptr(), addresses.cast(), KERNEL_BYTES as u32, 0) };
-    let kernel_bytes = if got < 0 {
-        flags |= stack_flags::KERNEL_FAILED;
-        0
-    } else {
-        (got as usize).min(KERNEL_BYTES)
-    };
-    if kernel_bytes == KERNEL_BYTES {
-        flags |= stack_flags::KERNEL_TRUNCATED;
-    }
-    let kernel_frames = (kernel_bytes / size_of::<u64>()) as u32;
-    let mut lanes = unwind::seed(kernel_frames);
-    let mut index = 0;
-    while index < MAX_KERNEL_FRAMES {
-        if index as u32 >= kernel_frames {
-            break;
-        }
-        unwind::mix(&mut lanes, scratch.addresses[index]);
-        index += 1;
-    }
-    let image = image();
-    scratch.header.key = SampleKey {
-        stack_hash: [0; 2],
-        image,
-        pid,
-        tid: pid_tgid as u32,
-        epoch: state.epoch,
-        flags: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-    };
-    scratch.walk.lanes = lanes;
-    scratch.walk.kernel_frames = kernel_frames;
-    scratch.walk.before = kernel_frames;
-    scratch.walk.flags = flags;
-    scratch.walk.begin(pt_regs, pid, image);
-    scratch.python.begin(scratch.walk.python());
+    let scratch = scratch(SAMPLER_SLOT)?;
+    scratch.begin(ctx, pt_regs, pid_tgid, image(), state.epoch, 0);
     Some(scratch)
-}
-
-/// Completes the record and counts it.
-#[inline(always)]
-fn finish(scratch: &mut StackScratch) {
-    let walk = &mut scratch.walk;
-    walk.finish();
-    let words = walk.before + walk.user_frames;
-    scratch.header.kernel_frames = walk.kernel_frames;
-    scratch.header.user_frames = walk.user_frames;
-    scratch.header.python_words = scratch.python.words;
-    scratch.header.key.flags = walk.flags;
-    scratch.header.key.stack_hash = unwind::hash(walk.lanes, words);
-    count(scratch);
 }
 
 /// Counts the stack in the scratch, and sends it when this epoch has not seen it.
@@ -276,19 +330,8 @@ fn count(scratch: &StackScratch) {
     if increment(key) {
         return;
     }
-    let words = (scratch.walk.before + scratch.walk.user_frames) as usize;
-    let len = size_of::<StackHeader>() + words.min(unwind::MAX_WORDS) * size_of::<u64>();
     // The stack goes first: a count whose stack is unknown could not be reported.
-    // SAFETY: `len` bytes of the scratch.
-    let sent = unsafe {
-        bpf_ringbuf_output(
-            (&raw const SAMPLE_RING).cast_mut().cast(),
-            core::ptr::from_ref(scratch).cast_mut().cast(),
-            len as u64,
-            BPF_RB_NO_WAKEUP,
-        )
-    };
-    if sent != 0 {
+    if !scratch.send() {
         count_loss(LossReason::StacksFull);
         return;
     }
@@ -317,7 +360,7 @@ fn increment(key: &SampleKey) -> bool {
 
 /// Where the arguments of the current process image begin; 0 where that cannot be told.
 #[inline(always)]
-fn image() -> u64 {
+pub fn image() -> u64 {
     let offsets = &config().offsets;
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };

@@ -15,6 +15,6 @@ pub mod unwind;
 pub use ebpf_common::unwind::StackEnd;
 pub use history::{History, Span};
 pub use mapping::{BuildId, Mapping};
-pub use profile::{Frame, FrameIndex, MappingIndex, Profile, Sample, SymbolizedFrame};
+pub use profile::{Frame, FrameIndex, Kind, MappingIndex, Profile, Sample, SymbolizedFrame};
 pub use stack::{StackTrace, Thread, Unwind};
 pub use store::{Counted, Store};

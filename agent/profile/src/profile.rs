@@ -13,14 +13,46 @@ pub type MappingIndex = usize;
 /// Index into [`Profile::frames`].
 pub type FrameIndex = usize;
 
-/// A finished CPU profile.
+/// What the samples of a profile count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Ticks of a sampling clock that found a thread on a CPU.
+    #[default]
+    Cpu,
+    /// Microseconds that threads waited off the CPU.
+    OffCpu,
+}
+
+impl Kind {
+    /// What was seen, in words.
+    #[must_use]
+    pub const fn events(self) -> &'static str {
+        match self {
+            Self::Cpu => "samples",
+            Self::OffCpu => "waits",
+        }
+    }
+
+    /// What a count is, in words.
+    #[must_use]
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Cpu => "samples",
+            Self::OffCpu => "µs",
+        }
+    }
+}
+
+/// A finished profile.
 #[derive(Clone, Debug)]
 pub struct Profile {
+    /// What is counted.
+    pub kind: Kind,
     /// When sampling began.
     pub started: SystemTime,
     /// How long it lasted.
     pub duration: Duration,
-    /// CPU time between two samples of one CPU: what one sample stands for.
+    /// What one count stands for: the CPU time between two samples of one CPU, or a microsecond.
     pub period_ns: u64,
     /// Files that frames lie in; no two are equal.
     pub mappings: Vec<Mapping>,
@@ -29,7 +61,7 @@ pub struct Profile {
     pub frames: Vec<Frame>,
     /// Stacks with their counts, the most frequent first.
     pub samples: Vec<Sample>,
-    /// Samples that were taken and are in none of `samples`.
+    /// Samples that were taken and are in none of `samples`; waits, off the CPU.
     pub lost_samples: u64,
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
-use profile::Profile;
+use profile::{Kind, Profile};
 
 use crate::cli::ProfileArgs;
 use crate::config::ConfigError;
@@ -37,9 +37,16 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
             target: target(args)?,
             thread: args.thread.clone(),
         },
-        time: ProfileTime::Next {
-            duration,
-            hz: args.hz,
+        time: if args.off_cpu {
+            ProfileTime::Waits {
+                duration,
+                min: Duration::from_micros(u64::from(args.min_us)),
+            }
+        } else {
+            ProfileTime::Next {
+                duration,
+                hz: args.hz,
+            }
         },
     };
     let name = args.output.display();
@@ -131,7 +138,7 @@ async fn take(
 /// Loads the kernel side, of which only the sampler is used.
 fn start() -> anyhow::Result<Profiler> {
     let mut loaded = load(&LoadOptions::MINIMAL)?;
-    let sampler = Sampler::new(&mut loaded.ebpf)?;
+    let sampler = Sampler::new(&mut loaded.ebpf, &loaded.btf)?;
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
     Profiler::new(sampler, processes, None, None).context("cannot start a thread")
@@ -157,19 +164,33 @@ fn summary(profile: &Profile, output: &Path) -> String {
         .iter()
         .filter(|frame| frame.functions.is_empty())
         .count();
+    let counted = profile.sample_count();
+    let counted = match profile.kind {
+        Kind::Cpu => format!("{counted} samples"),
+        Kind::OffCpu => format!(
+            "{:.3} s of waiting",
+            counted as f64 * 1e-9 * profile.period_ns as f64
+        ),
+    };
     let mut line = format!(
-        "{}: {} samples, {} stacks, {} of {} frames named",
+        "{}: {counted}, {} stacks, {} of {} frames named",
         output.display(),
-        profile.sample_count(),
         profile.samples.len(),
         profile.frames.len() - unnamed,
         profile.frames.len(),
     );
     if profile.lost_samples > 0 {
-        line.push_str(&format!(", {} samples lost", profile.lost_samples));
+        line.push_str(&format!(
+            ", {} {} lost",
+            profile.lost_samples,
+            profile.kind.events()
+        ));
     }
     if profile.samples.is_empty() {
-        line.push_str(" (it did not run on a CPU while it was watched)");
+        line.push_str(match profile.kind {
+            Kind::Cpu => " (it did not run on a CPU while it was watched)",
+            Kind::OffCpu => " (it did not wait while it was watched)",
+        });
     }
     line
 }

@@ -61,7 +61,7 @@ if (source) {
       const cell = document.createElement("div");
       const name = label(at);
       cell.textContent = span > 24 ? name : "";
-      cell.title = `${name}\n${at.count} samples, ${share(at.count, root.count)}; itself ${at.own}`;
+      cell.title = `${name}\n${at.count} ${data.unit}, ${share(at.count, root.count)}; itself ${at.own}`;
       cell.style.left = `${left}px`;
       cell.style.width = `${span}px`;
       cell.style.top = `${at.depth * ROW_PX}px`;

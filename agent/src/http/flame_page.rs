@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use profile::Profile;
+use profile::{Kind, Profile};
 
 use crate::profiler::{ProfileRequest, ProfileTime};
 use crate::sink::flame_data::FlameData;
@@ -22,11 +22,12 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; i
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// Ranges of time that the page offers.
-const RANGES: [(&str, &str); 4] = [
+const RANGES: [(&str, &str); 5] = [
     ("from=now-1m", "last minute"),
     ("from=now-5m", "last 5 minutes"),
     ("from=now-1h", "last hour"),
     ("seconds=5&hz=199", "next 5 s at 199 Hz"),
+    ("seconds=5&type=off_cpu", "next 5 s off the CPU"),
 ];
 
 /// The page of a profile. `query` says what was asked for, as it was written.
@@ -54,7 +55,11 @@ pub(super) async fn script() -> Response {
 }
 
 fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)]) -> Markup {
-    let title = request.selector.to_string();
+    let what = match profile.kind {
+        Kind::Cpu => "CPU",
+        Kind::OffCpu => "Waits",
+    };
+    let title = format!("{what} of {}", request.selector);
     let samples = profile.sample_count();
     let rows = top::rows(profile);
     html! {
@@ -81,7 +86,12 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
                     @if samples == 0 {
                         section.empty {
                             h1 { "No samples" }
-                            p { "It did not run on a CPU while it was watched." }
+                            p {
+                                @match profile.kind {
+                                    Kind::Cpu => "It did not run on a CPU while it was watched.",
+                                    Kind::OffCpu => "It did not wait while it was watched.",
+                                }
+                            }
                         }
                     } @else {
                         section.graph {
@@ -135,7 +145,7 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
 
 /// Links to the same threads at other times.
 fn ranges(request: &ProfileRequest, query: &[(String, String)]) -> Markup {
-    let of_time = ["from", "to", "seconds", "hz"];
+    let of_time = ["from", "to", "seconds", "hz", "type", "min_us"];
     let others: Vec<_> = query
         .iter()
         .filter(|(key, _)| !of_time.contains(&key.as_str()))
@@ -144,7 +154,8 @@ fn ranges(request: &ProfileRequest, query: &[(String, String)]) -> Markup {
     let selected = encoded(&others);
     let now = SystemTime::now();
     let is_shown = |range: &str| match request.time {
-        ProfileTime::Next { .. } => range.starts_with("seconds"),
+        ProfileTime::Next { .. } => range.contains("hz="),
+        ProfileTime::Waits { .. } => range.contains("off_cpu"),
         ProfileTime::Past { from, to } => {
             let ends_now = now.duration_since(to).unwrap_or_default() < Duration::from_secs(20);
             let seconds = to.duration_since(from).unwrap_or_default().as_secs();
@@ -168,14 +179,21 @@ fn ranges(request: &ProfileRequest, query: &[(String, String)]) -> Markup {
 }
 
 fn summary(profile: &Profile, samples: u64) -> String {
-    let cpu_s = samples as f64 * profile.period_ns as f64 / 1e9;
-    let mut line = format!(
-        "{samples} samples at {:.0} Hz · {cpu_s:.2} s of CPU in {:.0} s",
-        1e9 / profile.period_ns as f64,
-        profile.duration.as_secs_f64()
-    );
+    let counted_s = samples as f64 * profile.period_ns as f64 / 1e9;
+    let seconds = profile.duration.as_secs_f64();
+    let mut line = match profile.kind {
+        Kind::Cpu => format!(
+            "{samples} samples at {:.0} Hz · {counted_s:.2} s of CPU in {seconds:.0} s",
+            1e9 / profile.period_ns as f64
+        ),
+        Kind::OffCpu => format!("{counted_s:.3} s of waiting in {seconds:.0} s"),
+    };
     if profile.lost_samples > 0 {
-        line.push_str(&format!(" · {} samples lost", profile.lost_samples));
+        line.push_str(&format!(
+            " · {} {} lost",
+            profile.lost_samples,
+            profile.kind.events()
+        ));
     }
     line
 }

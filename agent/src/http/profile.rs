@@ -81,7 +81,7 @@ async fn look_into(State(profiling): State<Profiling>, Query(query): Parameters)
 async fn page(profiling: &Profiling, query: &[(String, String)]) -> Result<Response, Response> {
     let now = SystemTime::now();
     let mut query = query.to_vec();
-    let of_time = ["from", "to", "seconds", "hz"];
+    let of_time = ["from", "to", "seconds", "hz", "type"];
     if !query.iter().any(|(key, _)| of_time.contains(&key.as_str())) {
         let (key, value) = if profiling.limits.continuous.hz > 0 {
             ("from", "now-5m")
@@ -256,7 +256,9 @@ fn bad_request(reason: impl AsRef<str>) -> Response {
 
 fn refuse_error(error: &ProfileError) -> Response {
     let retry_after = match error {
-        ProfileError::TooMany { wait } => Some(wait.as_secs() + 1),
+        ProfileError::TooMany { wait } | ProfileError::OffCpuBusy { wait } => {
+            Some(wait.as_secs() + 1)
+        }
         _ => None,
     };
     let mut response = refuse(status(error), &error.to_string());
@@ -271,6 +273,7 @@ fn refuse_error(error: &ProfileError) -> Response {
 fn status(error: &ProfileError) -> StatusCode {
     match error {
         ProfileError::Hz(_)
+        | ProfileError::ShortestWait(_)
         | ProfileError::Duration(_)
         | ProfileError::ContainerId(_)
         | ProfileError::CgroupPath(_) => StatusCode::BAD_REQUEST,
@@ -281,7 +284,9 @@ fn status(error: &ProfileError) -> StatusCode {
         | ProfileError::NoSuchCgroup(_)
         | ProfileError::NothingKept
         | ProfileError::NotKept { .. } => StatusCode::NOT_FOUND,
-        ProfileError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+        ProfileError::TooMany { .. } | ProfileError::OffCpuBusy { .. } => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         ProfileError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         ProfileError::Sampler(_) | ProfileError::Interrupted(_) | ProfileError::Symbolizer(_) => {
             StatusCode::INTERNAL_SERVER_ERROR

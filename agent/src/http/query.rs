@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use profile::Kind;
+
 use crate::config::ProfileConfig;
-use crate::profiler::{ProfileRequest, ProfileTime, Selector, Target};
+use crate::profiler::{ProfileRequest, ProfileTime, SHORTEST_WAIT, Selector, Target};
 
 /// How long a profile lasts when nobody says.
 const DEFAULT_SECONDS: u64 = 30;
@@ -16,7 +18,7 @@ const DEFAULT_RANGE: Duration = Duration::from_secs(300);
 
 /// Parameters that say which samples are meant and of which time.
 pub(super) const ALLOWED: &str =
-    "seconds, hz, from, to, pid, tid, service, container, cgroup, thread";
+    "seconds, hz, from, to, type, min_us, pid, tid, service, container, cgroup, thread";
 
 /// What was said of one profile; what was not said is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(super) struct Asked {
     thread: Option<String>,
     seconds: Option<u64>,
     hz: Option<u32>,
+    kind: Option<Kind>,
+    min_us: Option<u32>,
     from: Option<SystemTime>,
     to: Option<SystemTime>,
 }
@@ -42,6 +46,18 @@ impl Asked {
             }
             "hz" => {
                 self.hz = Some(number(key, value)?);
+                return Ok(true);
+            }
+            "type" => {
+                self.kind = Some(match value {
+                    "cpu" => Kind::Cpu,
+                    "off_cpu" => Kind::OffCpu,
+                    _ => return Err(format!("type is {value:?}; allowed: cpu, off_cpu")),
+                });
+                return Ok(true);
+            }
+            "min_us" => {
+                self.min_us = Some(number(key, value)?);
                 return Ok(true);
             }
             "from" => {
@@ -80,6 +96,8 @@ impl Asked {
             to: times.to,
             seconds: None,
             hz: None,
+            kind: self.kind.or(other.kind),
+            min_us: None,
             target: self.target.or_else(|| other.target.clone()),
             thread: self.thread.or_else(|| other.thread.clone()),
         }
@@ -94,19 +112,37 @@ impl Asked {
             target: self.target.unwrap_or(Target::All),
             thread: self.thread,
         };
-        let time = if self.from.is_some() || self.to.is_some() {
-            if self.seconds.is_some() || self.hz.is_some() {
+        let is_past = self.from.is_some() || self.to.is_some();
+        let duration = Duration::from_secs(self.seconds.unwrap_or(DEFAULT_SECONDS));
+        let time = match self.kind.unwrap_or_default() {
+            Kind::OffCpu if is_past => {
+                return Err(
+                    "type is off_cpu: waits are not kept, only measured from now on".to_owned(),
+                );
+            }
+            Kind::OffCpu if self.hz.is_some() => {
+                return Err("type is off_cpu: waits are measured, not sampled at hz".to_owned());
+            }
+            Kind::OffCpu => ProfileTime::Waits {
+                duration,
+                min: self
+                    .min_us
+                    .map_or(SHORTEST_WAIT, |min| Duration::from_micros(u64::from(min))),
+            },
+            Kind::Cpu if self.min_us.is_some() => {
+                return Err("min_us belongs to type=off_cpu".to_owned());
+            }
+            Kind::Cpu if is_past && (self.seconds.is_some() || self.hz.is_some()) => {
                 return Err(
                     "seconds and hz belong to a profile from now on; from and to to what is kept"
                         .to_owned(),
                 );
             }
-            range(self.from, self.to, now)?
-        } else {
-            ProfileTime::Next {
-                duration: Duration::from_secs(self.seconds.unwrap_or(DEFAULT_SECONDS)),
+            Kind::Cpu if is_past => range(self.from, self.to, now)?,
+            Kind::Cpu => ProfileTime::Next {
+                duration,
                 hz: self.hz.unwrap_or(DEFAULT_HZ),
-            }
+            },
         };
         Ok(ProfileRequest { selector, time })
     }
@@ -139,8 +175,10 @@ fn range(
 
 /// Whether the configuration allows a profile this long and this dense.
 pub(super) fn check_limits(request: &ProfileRequest, limits: &ProfileConfig) -> Result<(), String> {
-    let ProfileTime::Next { duration, hz } = request.time else {
-        return Ok(());
+    let (duration, hz) = match request.time {
+        ProfileTime::Next { duration, hz } => (duration, hz),
+        ProfileTime::Waits { duration, .. } => (duration, 0),
+        ProfileTime::Past { .. } => return Ok(()),
     };
     if duration > limits.max_duration {
         return Err(format!(
@@ -266,6 +304,23 @@ mod tests {
     }
 
     #[test]
+    fn waits_are_asked_for_by_type() {
+        let waits = |query| parsed(query).unwrap().time;
+        let duration = Duration::from_secs(30);
+        let min = SHORTEST_WAIT;
+        assert_eq!(
+            waits(&[("type", "off_cpu")]),
+            ProfileTime::Waits { duration, min }
+        );
+        let (duration, min) = (Duration::from_secs(2), Duration::from_micros(50));
+        assert_eq!(
+            waits(&[("type", "off_cpu"), ("seconds", "2"), ("min_us", "50")]),
+            ProfileTime::Waits { duration, min }
+        );
+        assert_eq!(waits(&[("type", "cpu")]), waits(&[]));
+    }
+
+    #[test]
     fn a_base_takes_over_what_was_not_said() {
         let main = asked(&[("service", "b"), ("from", "now-5m"), ("seconds", "1")]).unwrap();
         let other_service = asked(&[("service", "a")]).unwrap().or(&main);
@@ -301,6 +356,19 @@ mod tests {
                 "from is not before to",
             ),
             (
+                &[("type", "wall")],
+                "type is \"wall\"; allowed: cpu, off_cpu",
+            ),
+            (
+                &[("type", "off_cpu"), ("from", "now-5m")],
+                "type is off_cpu: waits are not kept, only measured from now on",
+            ),
+            (
+                &[("type", "off_cpu"), ("hz", "9")],
+                "type is off_cpu: waits are measured, not sampled at hz",
+            ),
+            (&[("min_us", "9")], "min_us belongs to type=off_cpu"),
+            (
                 &[("from", "yesterday")],
                 "from is \"yesterday\": now, now-90s, now-5m, now-1h or seconds since 1970 is needed",
             ),
@@ -335,7 +403,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_panics(key in "from|to|seconds|hz|pid|tid", value in "(now)?-?[0-9.e]{0,25}[smh]?") {
+        fn no_value_panics(key in "from|to|seconds|hz|pid|tid|type|min_us", value in "(now)?-?[0-9.e]{0,25}[smh]?") {
             let mut asked = Asked::default();
             if asked.take(&key, &value, now()).is_ok() {
                 let _ = asked.request(now());

@@ -8,6 +8,7 @@ pub mod btf;
 pub mod load;
 pub mod maps;
 pub mod mounts;
+pub mod off_cpu;
 pub mod offsets;
 pub mod programs;
 pub mod ring;

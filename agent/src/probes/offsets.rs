@@ -34,6 +34,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         task_mm: btf.offset("task_struct", "mm")?,
         task_stack: optional("task_struct", "stack"),
         task_fs_base: optional("task_struct", "thread.fsbase"),
+        task_pid: btf.offset("task_struct", "pid")?,
+        task_state: optional("task_struct", "__state"),
         task_tgid: btf.offset("task_struct", "tgid")?,
         task_real_parent: btf.offset("task_struct", "real_parent")?,
         task_exit_code: btf.offset("task_struct", "exit_code")?,

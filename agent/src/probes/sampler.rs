@@ -15,9 +15,10 @@ use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
 use ebpf_common::python::{FRAME_WORDS, MAX_PYTHON_FRAMES};
 use ebpf_common::sample::{
-    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader,
+    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader, stack_flags,
 };
 
+use super::off_cpu::{OffCpu, Waits};
 use super::unwind_maps::UnwindMaps;
 
 /// What keeps the sampler from working.
@@ -29,6 +30,9 @@ pub enum SamplerError {
     /// The kernel refused the program.
     #[error("load the sampling program")]
     Program(#[from] ProgramError),
+    /// This kernel can't measure waits.
+    #[error("no off-CPU profiles on this kernel (they need Linux 5.17): {0}")]
+    NoOffCpu(String),
     /// A map could not be used.
     #[error("use the sampler's maps")]
     Map(#[from] MapError),
@@ -70,7 +74,7 @@ pub struct RawSample<'a> {
     pub user: &'a [u64],
     /// See [`Translated::interpreter_missing`].
     pub interpreter_missing: bool,
-    /// Samples.
+    /// Samples, or microseconds.
     pub count: u64,
 }
 
@@ -79,6 +83,18 @@ pub struct RawSample<'a> {
 struct Stack {
     kernel: Box<[u64]>,
     user: Translated,
+}
+
+impl Stack {
+    fn sample<'a>(&'a self, key: &'a SampleKey, count: u64) -> RawSample<'a> {
+        RawSample {
+            key,
+            kernel: &self.kernel,
+            user: &self.user.user,
+            interpreter_missing: self.user.interpreter_missing,
+            count,
+        }
+    }
 }
 
 /// The user's part of a stack, as it is reported.
@@ -100,13 +116,15 @@ pub struct UserStack<'a> {
     pub python: &'a [u64],
 }
 
-/// The sampling program that this kernel takes.
-#[derive(Clone, Copy, Debug)]
+/// The sampling programs that this kernel takes.
+#[derive(Clone, Debug)]
 pub struct Variant {
     /// It walks by `bpf_loop` (5.17+).
     pub has_loop: bool,
     /// Instructions that the verifier processed (kernels from 5.16 tell).
     pub verified_steps: Option<u32>,
+    /// The same of the program that measures waits, or why there is none.
+    pub off_cpu: Result<Option<u32>, String>,
 }
 
 /// Handle on the sampler. Dropping it stops the clocks.
@@ -119,10 +137,14 @@ pub struct Sampler {
     ring: RingBuf<MapData>,
     losses: PerCpuArray<MapData, u64>,
     unwind_maps: Option<UnwindMaps>,
+    /// Why there is none otherwise.
+    off_cpu: Result<OffCpu, SamplerError>,
     /// CPUs with their perf events; closing one stops the clock.
     clocks: Vec<(u32, OwnedFd)>,
     /// Stacks of the epochs that are not read yet.
     stacks: HashMap<SampleKey, Stack>,
+    /// Stacks of threads that left the CPU to wait.
+    waits: HashMap<SampleKey, Stack>,
     targeted: HashSet<u32>,
     now: SamplerState,
     /// Counts whose stack never came, and records that could not be read. Neither happens unless
@@ -135,7 +157,7 @@ impl Sampler {
     ///
     /// # Errors
     /// When the object lacks a part or the kernel refuses the program.
-    pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, SamplerError> {
+    pub fn new(ebpf: &mut aya::Ebpf, btf: &aya::Btf) -> Result<Self, SamplerError> {
         let mut has_loop = true;
         let (program, verified_steps) = match load_program(ebpf, "sample") {
             Ok(loaded) => loaded,
@@ -146,12 +168,18 @@ impl Sampler {
             }
             Err(error) => return Err(error),
         };
+        let off_cpu = OffCpu::new(ebpf, btf);
         Ok(Self {
             program,
             variant: Variant {
                 has_loop,
                 verified_steps,
+                off_cpu: match &off_cpu {
+                    Ok(off_cpu) => Ok(off_cpu.verified_steps),
+                    Err(error) => Err(error.to_string()),
+                },
             },
+            off_cpu,
             state: take(ebpf, "SAMPLER")?.try_into()?,
             targets: take(ebpf, "SAMPLE_TARGETS")?.try_into()?,
             counts: take(ebpf, "SAMPLE_COUNTS")?.try_into()?,
@@ -160,6 +188,7 @@ impl Sampler {
             unwind_maps: Some(UnwindMaps::take(ebpf)?),
             clocks: Vec::new(),
             stacks: HashMap::new(),
+            waits: HashMap::new(),
             targeted: HashSet::new(),
             now: SamplerState::default(),
             broken: 0,
@@ -168,8 +197,8 @@ impl Sampler {
 
     /// What this kernel took.
     #[must_use]
-    pub fn variant(&self) -> Variant {
-        self.variant
+    pub fn variant(&self) -> &Variant {
+        &self.variant
     }
 
     /// Hands over the maps that stacks are walked by; `None` the second time.
@@ -278,8 +307,64 @@ impl Sampler {
                     interpreter_missing: false,
                 }),
             };
-            self.stacks.insert(key, stack);
+            if key.flags & stack_flags::OFF_CPU == 0 {
+                self.stacks.insert(key, stack);
+            } else {
+                self.waits.insert(key, stack);
+            }
         }
+    }
+
+    /// Measures waits that begin from now on.
+    ///
+    /// # Errors
+    /// [`SamplerError::NoOffCpu`] where this kernel can't; when it can and something fails.
+    pub fn start_waits(&mut self, waits: Waits) -> Result<(), SamplerError> {
+        self.waits.clear();
+        match &mut self.off_cpu {
+            Ok(off_cpu) => off_cpu.start(waits),
+            Err(reason) => Err(SamplerError::NoOffCpu(reason.to_string())),
+        }
+    }
+
+    /// Ends what [`Self::start_waits`] began and tells each stack with the microseconds that its
+    /// thread waited there in all. [`Self::read_stacks`] goes first. Returns how many waits had no
+    /// stack, which do not come unless the two sides disagree about the ABI.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn stop_waits(
+        &mut self,
+        mut sample: impl FnMut(RawSample<'_>),
+    ) -> Result<u64, SamplerError> {
+        let Ok(off_cpu) = &mut self.off_cpu else {
+            return Ok(0);
+        };
+        let waited = off_cpu.stop()?;
+        let stacks = std::mem::take(&mut self.waits);
+        let mut unknown = 0;
+        for (key, waited) in waited {
+            if let Some(stack) = stacks.get(&key) {
+                sample(stack.sample(&key, waited.ns / 1000));
+            } else {
+                unknown += waited.count;
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Threads and images that wait, as far as they are known.
+    pub fn waits(&self) -> impl Iterator<Item = &SampleKey> {
+        self.waits.keys()
+    }
+
+    /// Waits that were not measured since the kernel programs were loaded.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn skipped_waits(&self) -> Result<u64, SamplerError> {
+        let skipped = self.losses.get(&(LossReason::WaitsSkipped as u32), 0)?;
+        Ok(skipped.iter().sum())
     }
 
     /// Reads and removes the counts of epochs that are over; once the clocks are stopped, the
@@ -304,13 +389,7 @@ impl Sampler {
         for (key, count) in read {
             self.counts.remove(&key)?;
             if let Some(stack) = self.stacks.remove(&key) {
-                sample(RawSample {
-                    key: &key,
-                    kernel: &stack.kernel,
-                    user: &stack.user.user,
-                    interpreter_missing: stack.user.interpreter_missing,
-                    count,
-                });
+                sample(stack.sample(&key, count));
             } else {
                 self.broken += count;
             }
@@ -442,7 +521,7 @@ fn load_program(
 }
 
 /// Takes a map out of the object.
-fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Map, SamplerError> {
+pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Map, SamplerError> {
     ebpf.take_map(name).ok_or(SamplerError::Missing(name))
 }
 

@@ -59,6 +59,15 @@ pub enum ProfileError {
         /// How long until one of them is finished.
         wait: Duration,
     },
+    /// Waits are being measured for somebody else.
+    #[error("an off-CPU profile is being taken already: ask again in {} s", wait.as_secs() + 1)]
+    OffCpuBusy {
+        /// How long until it is finished.
+        wait: Duration,
+    },
+    /// The shortest wait is out of bounds.
+    #[error("min_us is {}: 1 to 10000000 is allowed", .0.as_micros())]
+    ShortestWait(Duration),
     /// The kernel side refused to begin.
     #[error("{}", chain(.0))]
     Sampler(#[from] SamplerError),

@@ -11,6 +11,7 @@ mod session;
 mod target;
 mod thin;
 pub mod unwind;
+mod waits;
 mod work;
 
 use std::fmt;
@@ -42,6 +43,12 @@ pub const MAX_HZ: u32 = 997;
 /// Longest profile, seconds.
 pub const MAX_SECONDS: u64 = 600;
 
+/// Most that the shortest wait of an off-CPU profile may be.
+pub const MAX_SHORTEST_WAIT: Duration = Duration::from_secs(10);
+
+/// The shortest wait when nobody says.
+pub const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+
 /// Profiles that may be taken at the same time.
 pub const MAX_CONCURRENT: usize = 8;
 
@@ -70,6 +77,13 @@ pub enum ProfileTime {
         /// Samples a second and CPU, 1 to [`MAX_HZ`].
         hz: u32,
     },
+    /// Waits off the CPU, those that begin from now on.
+    Waits {
+        /// For how long; at most [`MAX_SECONDS`].
+        duration: Duration,
+        /// Shorter ones are left out: 1 µs to [`MAX_SHORTEST_WAIT`].
+        min: Duration,
+    },
     /// A range of what continuous profiling keeps.
     Past {
         /// Its begin.
@@ -82,11 +96,15 @@ pub enum ProfileTime {
 /// What a person reads above the profile.
 impl fmt::Display for ProfileRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.selector.fmt(formatter)?;
+        let selector = &self.selector;
         match self.time {
-            ProfileTime::Next { .. } => Ok(()),
+            ProfileTime::Next { .. } => write!(formatter, "CPU of {selector}"),
+            ProfileTime::Waits { min, .. } => {
+                write!(formatter, "Waits of {selector}, {min:?} and more")
+            }
             ProfileTime::Past { from, to } => {
-                write!(formatter, ", {} to {}", clock_time(from), clock_time(to))
+                let (from, to) = (clock_time(from), clock_time(to));
+                write!(formatter, "CPU of {selector}, {from} to {to}")
             }
         }
     }
@@ -151,6 +169,12 @@ impl Profiler {
                 hz,
                 answer,
             },
+            ProfileTime::Waits { duration, min } => Message::Waits {
+                selector,
+                duration,
+                min,
+                answer,
+            },
             ProfileTime::Past { from, to } => Message::Past {
                 selector,
                 from,
@@ -186,12 +210,18 @@ impl Profiler {
             }
             _ => {}
         }
-        let ProfileTime::Next { duration, hz } = request.time else {
-            return Ok(());
+        let duration = match request.time {
+            ProfileTime::Next { hz, .. } if !(1..=MAX_HZ).contains(&hz) => {
+                return Err(ProfileError::Hz(hz));
+            }
+            ProfileTime::Waits { min, .. }
+                if !(Duration::from_micros(1)..=MAX_SHORTEST_WAIT).contains(&min) =>
+            {
+                return Err(ProfileError::ShortestWait(min));
+            }
+            ProfileTime::Next { duration, .. } | ProfileTime::Waits { duration, .. } => duration,
+            ProfileTime::Past { .. } => return Ok(()),
         };
-        if !(1..=MAX_HZ).contains(&hz) {
-            return Err(ProfileError::Hz(hz));
-        }
         if duration.is_zero() || duration > Duration::from_secs(MAX_SECONDS) {
             return Err(ProfileError::Duration(duration));
         }
@@ -250,16 +280,18 @@ const LOST: &str = "lost";
 fn finish(symbolizer: &Symbolizer, collected: Collected) -> Result<Profile, ProfileError> {
     let Collected {
         request,
+        kind,
         started,
         duration,
-        hz,
+        period_ns,
         lost_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
     Ok(Profile {
         started,
         duration,
-        period_ns: 1_000_000_000 / u64::from(hz),
+        kind,
+        period_ns,
         mappings: resolved.mappings,
         frames: resolved.frames,
         samples: resolved.samples,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use ebpf_common::sample::{SampleKey, stack_flags};
-use profile::{StackEnd, StackTrace, Store, Thread};
+use profile::{Kind, StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
 use super::ProfileError;
@@ -14,7 +14,7 @@ use crate::probes::sampler::RawSample;
 use crate::symbolize::{ImageKey, Request};
 
 /// Most different stacks of one profile: some 30 MB of them.
-const MAX_STACKS: usize = 50_000;
+pub(super) const MAX_STACKS: usize = 50_000;
 
 /// Where an answer goes.
 pub(super) type Answer = oneshot::Sender<Result<Collected, ProfileError>>;
@@ -28,8 +28,10 @@ pub(super) struct Collected {
     pub(super) started: SystemTime,
     /// How long it lasted.
     pub(super) duration: Duration,
-    /// Samples a second and CPU.
-    pub(super) hz: u32,
+    /// What was counted.
+    pub(super) kind: Kind,
+    /// What one count stands for, nanoseconds.
+    pub(super) period_ns: u64,
     /// Samples that were taken and then lost.
     pub(super) lost_samples: u64,
 }
@@ -113,7 +115,8 @@ impl Session {
             request: known.request(self.store.into_counted()),
             started,
             duration: now.saturating_duration_since(begin),
-            hz: self.hz,
+            kind: Kind::Cpu,
+            period_ns: period_ns(self.hz),
             lost_samples,
         }));
     }
@@ -122,6 +125,11 @@ impl Session {
     pub(super) fn fail(self, error: ProfileError) {
         let _ = self.answer.send(Err(error));
     }
+}
+
+/// CPU time that a sample stands for, nanoseconds.
+pub(super) fn period_ns(hz: u32) -> u64 {
+    1_000_000_000 / u64::from(hz)
 }
 
 /// Whose sample it is.

@@ -51,12 +51,12 @@ impl From<Target> for Selector {
 impl fmt::Display for Selector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Pid(pid) => write!(formatter, "CPU of process {pid}"),
-            Target::Tid(tid) => write!(formatter, "CPU of thread {tid}"),
-            Target::Service(name) => write!(formatter, "CPU of {name}"),
-            Target::Container(id) => write!(formatter, "CPU of container {id}"),
-            Target::Cgroup(path) => write!(formatter, "CPU of cgroup {path}"),
-            Target::All => formatter.write_str("CPU of everything on this host"),
+            Target::Pid(pid) => write!(formatter, "process {pid}"),
+            Target::Tid(tid) => write!(formatter, "thread {tid}"),
+            Target::Service(name) => formatter.write_str(name),
+            Target::Container(id) => write!(formatter, "container {id}"),
+            Target::Cgroup(path) => write!(formatter, "cgroup {path}"),
+            Target::All => formatter.write_str("everything on this host"),
         }?;
         match &self.thread {
             Some(name) => write!(formatter, ", threads called {name}"),

@@ -9,15 +9,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
+use profile::Kind;
+
 use super::error::chain;
 use super::known::Known;
 use super::recorder::{Continuous, Recorder};
-use super::session::{Answer, Collected, Session};
+use super::session::{Answer, Collected, Session, period_ns, thread};
 use super::target::{Selector, Target};
 use super::unwind::Unwinder;
+use super::waits::WaitSession;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
+use crate::symbolize::ImageKey;
 
 /// How often new stacks are read: soon enough to find a process still there that lives shortly.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,6 +54,13 @@ pub(super) enum Message {
         hz: u32,
         answer: Answer,
     },
+    /// One of waits that begin from now on.
+    Waits {
+        selector: Selector,
+        duration: Duration,
+        min: Duration,
+        answer: Answer,
+    },
     /// One of what is kept.
     Past {
         selector: Selector,
@@ -71,6 +82,7 @@ pub(super) struct Worker {
     sampler: Sampler,
     known: Known,
     sessions: Vec<Session>,
+    waits: Option<WaitSession>,
     recorder: Option<Recorder>,
     /// What the clocks do; `None` while they stand still.
     running: Option<Plan>,
@@ -95,6 +107,7 @@ impl Worker {
             sampler,
             known: Known::new(processes, unwinder),
             sessions: Vec::new(),
+            waits: None,
             recorder: continuous.map(Recorder::new),
             running: None,
             turned: now,
@@ -126,13 +139,14 @@ impl Worker {
     /// How long until there is something to do; `None` while only a message can bring it.
     fn next_wait(&self) -> Option<Duration> {
         let now = Instant::now();
-        if self.running.is_none() {
+        if self.running.is_none() && self.waits.is_none() {
             return self
                 .resting_until
                 .map(|until| until.saturating_duration_since(now));
         }
         let next_end = self.sessions.iter().map(|session| session.time_left(now));
-        next_end.chain([TICK]).min()
+        let waits_end = self.waits.iter().map(|waits| waits.time_left(now));
+        next_end.chain(waits_end).chain([TICK]).min()
     }
 
     fn handle(&mut self, message: Message) {
@@ -143,6 +157,12 @@ impl Worker {
                 hz,
                 answer,
             } => self.begin(Session::new(selector, duration, hz, answer)),
+            Message::Waits {
+                selector,
+                duration,
+                min,
+                answer,
+            } => self.begin_waits(selector, (duration, min), answer),
             Message::Past {
                 selector,
                 from,
@@ -163,12 +183,7 @@ impl Worker {
             let wait = left.min().unwrap_or_default();
             return session.fail(ProfileError::TooMany { wait });
         }
-        if matches!(session.selector().target, Target::Cgroup(_)) {
-            self.known.refresh_cgroups();
-        }
-        if let Target::Pid(pid) = session.selector().target {
-            self.known.prepare(pid);
-        }
+        self.prepare(session.selector());
         let begun = self
             .turn(Some(&session))
             .and_then(|()| self.sampler.lost_samples());
@@ -181,6 +196,25 @@ impl Worker {
                 session.fail(error.into());
                 self.rest();
             }
+        }
+    }
+
+    fn begin_waits(&mut self, selector: Selector, times: (Duration, Duration), answer: Answer) {
+        if let Some(waits) = &self.waits {
+            let wait = waits.time_left(Instant::now());
+            let _ = answer.send(Err(ProfileError::OffCpuBusy { wait }));
+            return;
+        }
+        self.prepare(&selector);
+        self.waits = WaitSession::begin(selector, times, answer, &mut self.sampler);
+    }
+
+    /// Learns what has to be known of a target before its first stack is taken.
+    fn prepare(&mut self, selector: &Selector) {
+        match selector.target {
+            Target::Cgroup(_) => self.known.refresh_cgroups(),
+            Target::Pid(pid) => self.known.prepare(pid),
+            _ => {}
         }
     }
 
@@ -213,7 +247,8 @@ impl Worker {
             request: self.known.request(span.counted),
             started: span.began,
             duration: span.duration,
-            hz: recorder.hz(),
+            kind: Kind::Cpu,
+            period_ns: period_ns(recorder.hz()),
             lost_samples: span.lost_samples,
         })
     }
@@ -226,8 +261,15 @@ impl Worker {
             self.resting_until = None;
         }
         let Self { sampler, known, .. } = self;
-        if self.running.is_some() {
+        if self.running.is_some() || self.waits.is_some() {
             sampler.read_stacks(|key, stack| known.observe(key, &stack));
+        }
+        if let Some(waits) = self.waits.take_if(|waits| waits.time_left(now).is_zero()) {
+            waits.finish(sampler, known);
+            if self.running.is_none() {
+                // Nobody refers to any process.
+                known.clear();
+            }
         }
         let window_full = self
             .recorder
@@ -318,7 +360,7 @@ impl Worker {
                 self.sampler.start(Duration::from_secs(1) / next.hz)?;
             }
         }
-        if next.is_none() {
+        if next.is_none() && self.waits.is_none() {
             // Nobody refers to any process.
             self.known.clear();
         }
@@ -366,6 +408,7 @@ impl Worker {
     fn forget(&mut self) {
         let sampled = self.sessions.iter().flat_map(Session::images);
         let mut images: HashSet<_> = sampled.collect();
+        images.extend(self.sampler.waits().map(|key| ImageKey::of(&thread(key))));
         if let Some(recorder) = &self.recorder {
             images.extend(recorder.images());
         }

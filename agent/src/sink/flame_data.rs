@@ -10,8 +10,8 @@ use super::flamegraph::names;
 /// See the module. Encodes as JSON.
 #[derive(Debug, Serialize)]
 pub struct FlameData {
-    /// Samples a second and CPU.
-    pub hz: f64,
+    /// Of counts, in words.
+    pub unit: &'static str,
     /// Functions; those of the kernel end in `_[k]`.
     pub names: Vec<String>,
     /// Names of threads.
@@ -66,7 +66,7 @@ impl FlameData {
             .collect();
         stacks.sort_by(|a, b| (&a.names, a.thread).cmp(&(&b.names, b.thread)));
         Self {
-            hz: 1e9 / profile.period_ns as f64,
+            unit: profile.kind.unit(),
             names: functions.texts,
             threads: threads.texts,
             stacks,
@@ -113,6 +113,6 @@ mod tests {
         assert_eq!(read.len(), 3);
         assert!(read.contains(&(whole.clone(), "worker", 6)), "{read:?}");
         assert!(read.contains(&(whole, "other", 3)), "{read:?}");
-        assert_eq!(data.hz, 100.0);
+        assert_eq!(data.unit, "samples");
     }
 }

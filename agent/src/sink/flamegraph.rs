@@ -6,7 +6,7 @@ use std::io;
 
 use inferno::flamegraph::color::{MultiPalette, Palette};
 use inferno::flamegraph::{self, Options};
-use profile::{Frame, Profile, Sample};
+use profile::{Frame, Kind, Profile, Sample};
 
 /// Ends the name of a kernel function, as flamegraphs of other profilers do.
 const KERNEL_SUFFIX: &str = "_[k]";
@@ -46,7 +46,7 @@ pub fn svg(profile: &Profile, title: &str) -> io::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title.to_owned();
     options.subtitle = Some(subtitle(profile, samples));
-    options.count_name = "samples".to_owned();
+    options.count_name = profile.kind.unit().to_owned();
     options.colors = Palette::Multi(MultiPalette::Java);
     options.hash = true;
     let folded = folded(profile);
@@ -108,14 +108,23 @@ fn push_name(line: &mut String, name: &str) {
 }
 
 fn subtitle(profile: &Profile, samples: u64) -> String {
-    let cpu_s = samples as f64 * profile.period_ns as f64 / 1e9;
-    let hz = 1e9 / profile.period_ns as f64;
-    let mut line = format!(
-        "{samples} samples at {hz:.0} Hz: {cpu_s:.2} s of CPU time in {:.1} s",
-        profile.duration.as_secs_f64()
-    );
+    let counted_s = samples as f64 * profile.period_ns as f64 / 1e9;
+    let seconds = profile.duration.as_secs_f64();
+    let mut line = match profile.kind {
+        Kind::Cpu => {
+            let hz = 1e9 / profile.period_ns as f64;
+            format!(
+                "{samples} samples at {hz:.0} Hz: {counted_s:.2} s of CPU time in {seconds:.1} s"
+            )
+        }
+        Kind::OffCpu => format!("{counted_s:.3} s of waiting in {seconds:.1} s"),
+    };
     if profile.lost_samples > 0 {
-        line.push_str(&format!(", {} samples lost", profile.lost_samples));
+        line.push_str(&format!(
+            ", {} {} lost",
+            profile.lost_samples,
+            profile.kind.events()
+        ));
     }
     line
 }

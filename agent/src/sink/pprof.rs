@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use pprof::protos::{self, Message};
-use profile::{Frame, Mapping, Profile, Sample, SymbolizedFrame};
+use profile::{Frame, Kind, Mapping, Profile, Sample, SymbolizedFrame};
 
 /// Encodes `profile`: what `go tool pprof`, Pyroscope, Parca and speedscope open.
 ///
@@ -42,10 +42,14 @@ impl Default for Encoder {
 
 impl Encoder {
     fn encode(mut self, profile: &Profile) -> protos::Profile {
-        let sample_type = vec![
-            self.value_type("samples", "count"),
-            self.value_type("cpu", "nanoseconds"),
-        ];
+        let measured = match profile.kind {
+            Kind::Cpu => "cpu",
+            Kind::OffCpu => "off_cpu",
+        };
+        let mut sample_type = vec![self.value_type(measured, "nanoseconds")];
+        if profile.kind == Kind::Cpu {
+            sample_type.insert(0, self.value_type("samples", "count"));
+        }
         let mapping = self.mappings(profile);
         let location = (1..)
             .zip(&profile.frames)
@@ -54,7 +58,7 @@ impl Encoder {
         let sample = profile
             .samples
             .iter()
-            .map(|sample| self.sample(sample, profile.period_ns))
+            .map(|sample| self.sample(sample, profile))
             .collect();
         let comment = self.comments(profile);
         protos::Profile {
@@ -69,10 +73,10 @@ impl Encoder {
                     .unwrap_or_default(),
             ),
             duration_nanos: nanos(profile.duration),
-            period_type: Some(self.value_type("cpu", "nanoseconds")),
+            period_type: Some(self.value_type(measured, "nanoseconds")),
             period: signed(profile.period_ns),
             comment,
-            default_sample_type: self.string("cpu"),
+            default_sample_type: self.string(measured),
             drop_frames: 0,
             keep_frames: 0,
             function: self.functions,
@@ -145,15 +149,18 @@ impl Encoder {
         })
     }
 
-    fn sample(&mut self, sample: &Sample, period_ns: u64) -> protos::Sample {
-        let cpu_ns = sample.count.saturating_mul(period_ns);
+    fn sample(&mut self, sample: &Sample, profile: &Profile) -> protos::Sample {
+        let ns = signed(sample.count.saturating_mul(profile.period_ns));
         protos::Sample {
             location_id: sample
                 .frames
                 .iter()
                 .map(|frame| *frame as u64 + 1)
                 .collect(),
-            value: vec![signed(sample.count), signed(cpu_ns)],
+            value: match profile.kind {
+                Kind::Cpu => vec![signed(sample.count), ns],
+                Kind::OffCpu => vec![ns],
+            },
             label: vec![
                 self.number("pid", sample.pid),
                 self.number("tid", sample.tid),
@@ -168,7 +175,8 @@ impl Encoder {
     fn comments(&mut self, profile: &Profile) -> Vec<i64> {
         let mut comments = vec![concat!("telltale ", env!("CARGO_PKG_VERSION")).to_owned()];
         if profile.lost_samples > 0 {
-            comments.push(format!("{} samples were lost", profile.lost_samples));
+            let lost = profile.lost_samples;
+            comments.push(format!("{lost} {} were lost", profile.kind.events()));
         }
         comments
             .iter()
@@ -251,7 +259,11 @@ mod tests {
     use crate::sink::profile_fixture::profile;
 
     fn decoded() -> protos::Profile {
-        let bytes = encode(&profile()).unwrap();
+        decoded_of(&profile())
+    }
+
+    fn decoded_of(profile: &Profile) -> protos::Profile {
+        let bytes = encode(profile).unwrap();
         let mut message = Vec::new();
         flate2::read::GzDecoder::new(bytes.as_slice())
             .read_to_end(&mut message)
@@ -283,6 +295,20 @@ mod tests {
             ),
             "telltale 0.1.0"
         );
+    }
+
+    #[test]
+    fn waits_are_nanoseconds_alone() {
+        let mut profile = profile();
+        profile.kind = Kind::OffCpu;
+        profile.period_ns = 1000;
+        let decoded = decoded_of(&profile);
+        let text = |index: i64| decoded.string_table[usize::try_from(index).unwrap()].as_str();
+        let types = decoded.sample_type.iter();
+        let types: Vec<_> = types.map(|t| (text(t.ty), text(t.unit))).collect();
+        assert_eq!(types, [("off_cpu", "nanoseconds")]);
+        assert_eq!(text(decoded.default_sample_type), "off_cpu");
+        assert_eq!(decoded.sample[0].value, [3000]);
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub(crate) fn profile() -> Profile {
     Profile {
         started: SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
         duration: Duration::from_secs(2),
+        kind: profile::Kind::Cpu,
         period_ns: 10_000_000,
         mappings: vec![kernel, program],
         frames,

@@ -24,6 +24,10 @@ pub struct Offsets {
     pub task_stack: u32,
     /// `task_struct.thread.fsbase`, or [`MISSING`].
     pub task_fs_base: u32,
+    /// `task_struct.pid`: the thread's number.
+    pub task_pid: u32,
+    /// `task_struct.__state`, or [`MISSING`] before 5.14: 0 while the thread can run.
+    pub task_state: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.real_parent`

@@ -21,11 +21,13 @@ pub enum LossReason {
     Tls = 6,
     /// The stack counts were full: samples.
     StacksFull = 7,
+    /// Too many waits on one CPU in a tenth of a second, or in all: waits that were not measured.
+    WaitsSkipped = 8,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
@@ -34,6 +36,7 @@ impl LossReason {
         Self::ProcessRingFull,
         Self::Tls,
         Self::StacksFull,
+        Self::WaitsSkipped,
     ];
 
     /// Number of reasons, and of slots in the counter map.
@@ -51,6 +54,7 @@ impl LossReason {
             Self::ProcessRingFull => ("process", "ring_full"),
             Self::Tls => ("tap", "tls"),
             Self::StacksFull => ("sampler", "stacks_full"),
+            Self::WaitsSkipped => ("sampler", "waits_skipped"),
         }
     }
 }

@@ -44,6 +44,8 @@ pub mod stack_flags {
     pub const BY_FRAME_POINTER: u32 = 4;
     /// All callers were: nothing was known of the process.
     pub const PROCESS_UNKNOWN: u32 = 8;
+    /// Where a thread left the CPU to wait, not where it ran.
+    pub const OFF_CPU: u32 = 16;
     /// The interpreter's frames end early: they could not be read, or are more than are captured.
     pub const PYTHON_CUT: u32 = 16;
 }
@@ -74,10 +76,45 @@ pub struct SamplerState {
     pub every_process: u32,
 }
 
+/// Which waits are measured: element 0 of the map `OFF_CPU`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OffCpuState {
+    /// See [`SampleKey::epoch`]; each profile has one of its own.
+    pub epoch: u32,
+    /// The only process whose threads are watched; 0: every one but the agent.
+    pub pid: u32,
+    /// Shorter waits are left out: nanoseconds.
+    pub min_ns: u64,
+}
+
+/// A thread that waits: value of the map `WAITING`, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Waiting {
+    /// Where it left the CPU.
+    pub key: SampleKey,
+    /// When: `CLOCK_MONOTONIC`, nanoseconds.
+    pub since_ns: u64,
+}
+
+/// Waits of one thread in one place: value of the map `WAITED`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Waited {
+    /// How many.
+    pub count: u64,
+    /// How long, together: nanoseconds.
+    pub ns: u64,
+}
+
 const _: () = {
     assert!(size_of::<SampleKey>() == 56);
     assert!(size_of::<StackHeader>() == 72);
     assert!(size_of::<SamplerState>() == 8);
+    assert!(size_of::<OffCpuState>() == 16);
+    assert!(size_of::<Waiting>() == 64);
+    assert!(size_of::<Waited>() == 16);
 };
 
 // SAFETY: plain integers without padding; every bit pattern is a value.
@@ -87,3 +124,15 @@ unsafe impl aya::Pod for SampleKey {}
 // SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for SamplerState {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for OffCpuState {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Waiting {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Waited {}

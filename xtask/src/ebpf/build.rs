@@ -108,6 +108,13 @@ pub(crate) fn build(toolchain: &Toolchain, target: &Path) -> Result<Vec<u8>> {
     run(toolchain
         .command(&objcopy)
         .arg("--strip-debug")
+        // Their addends are in place already, and loaders leave these alone.
+        .args([
+            "--remove-section",
+            ".rel.BTF",
+            "--remove-section",
+            ".rel.BTF.ext",
+        ])
         .arg(&built)
         .arg(&stripped))?;
     let object = fs::read(&stripped)?;
