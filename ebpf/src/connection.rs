@@ -94,6 +94,12 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     state.ports = [opened.local_port, opened.remote_port];
     state.addresses = [opened.local_address, opened.remote_address];
     state.network_namespace = opened.network_namespace;
+    state.copied_seq = if is_inet {
+        read(sock, offsets.tcp_copied_seq)
+    } else {
+        0
+    };
+    state.tails = [0; 2];
     state.peer_socket = if is_inet || offsets.unix_peer == MISSING {
         0
     } else {

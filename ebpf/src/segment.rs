@@ -7,16 +7,17 @@
 
 use ebpf_common::{
     RecordKind,
-    config::MAX_CAPTURE_BYTES,
+    config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
     connection::{ConnectionState, Direction, SocketData, data_flags, protocol_state},
     loss::LossReason,
 };
 
 use crate::{
-    buffer::{UserBuffer, last_word},
+    buffer::{Captured, UserBuffer},
     detect::{self, Beginning},
     log,
     maps::{Scratch, config, count_loss},
+    rest,
     ring::send,
 };
 
@@ -24,8 +25,11 @@ use crate::{
 /// connection older than the agent may be in the middle of a body.
 const MAX_STRIKES: u8 = 4;
 
-/// The last five bytes of a chunked body without trailers: `0 CRLF CRLF`.
-const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
+/// Longest head that is captured where it is known to be one.
+pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
+
+/// A run's budget from which on the last bytes are kept: what comes next may not be captured.
+const NEARLY_SPENT: u32 = 64;
 
 /// One call's bytes.
 pub struct Segment {
@@ -35,6 +39,8 @@ pub struct Segment {
     pub thread: u64,
     pub direction: Direction,
     pub len: u64,
+    /// Bytes that moved before it without a call that the tap saw.
+    pub read_past: u64,
     pub time_ns: u64,
     pub buffer: UserBuffer,
     /// Where the record is built; holds the buffer's vector.
@@ -55,7 +61,7 @@ pub fn handle(segment: &Segment) {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *segment.state };
     let scratch = segment.scratch;
-    let buffer = segment.buffer.forget(scratch);
+    let buffer = segment.buffer;
     let len = Scratch::forget(scratch, segment.len);
     let direction = Scratch::forget(scratch, segment.direction as u64) as u8;
     let ingress = direction == Direction::Ingress as u8;
@@ -64,15 +70,32 @@ pub fn handle(segment: &Segment) {
     } else {
         (state.cursors[1], state.cursors[0], state.budget_bytes[1])
     };
+    cursor.offset_bytes += segment.read_past;
     let turned = state.last_direction != direction;
-    // Within a run, only a look at the first bytes tells whether another message begins.
-    if turned || detect::beginning(buffer.first_word(scratch)) == Beginning::Message {
-        budget = config().capture_bytes;
-    } else if buffer.is_none() {
-        // The rest of a message that sendfile or splice moves: the cursor says all.
-        budget = 0;
+    let mut may_begin = turned;
+    if !turned {
+        // Within a run, only a look at the first bytes tells whether another message begins.
+        let first_word = buffer.first_word(scratch);
+        if detect::beginning(first_word) == Beginning::Message {
+            may_begin = true;
+            if state.protocol == protocol_state::HTTP1 && !detect::is_response(first_word) {
+                state.protocol = protocol_state::PIPELINED;
+            }
+        } else if buffer.is_none() {
+            // The rest of a message that sendfile or splice moves: the cursor says all.
+            budget = 0;
+        }
+    }
+    if may_begin {
+        budget = if state.protocol == protocol_state::PIPELINED {
+            PIPELINED_CAPTURE_BYTES
+        } else {
+            config().capture_bytes
+        };
     }
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
+    let begins = Scratch::forget(scratch, u64::from(turned) | u64::from(may_begin) << 1);
+    let turned = begins & 1 != 0;
     let mut want = MAX_CAPTURE_BYTES;
     if budget < want {
         want = budget;
@@ -81,16 +104,13 @@ pub fn handle(segment: &Segment) {
         want = len as u32;
     }
     let want = Scratch::forget(scratch, u64::from(want)) as u32;
+    let captured = buffer.capture(len, want, scratch);
     if turned {
         state.last_direction = direction;
-        // Not read from the capture: to wait for its bytes to arrive costs more than all the rest.
-        if state.protocol == protocol_state::UNKNOWN
-            && !note_beginning(state, detect::beginning(buffer.first_word(scratch)))
-        {
+        if state.protocol == protocol_state::UNKNOWN && !note_beginning(state, captured, scratch) {
             return;
         }
     }
-    let captured = buffer.capture(len, want, scratch);
     // SAFETY: this program's scratch.
     let header = unsafe { &mut (*scratch).header };
     *header = SocketData {
@@ -113,43 +133,33 @@ pub fn handle(segment: &Segment) {
     if captured.fault {
         count_loss(LossReason::ReadFault);
     }
-    // Where bytes are left out, only their end can tell that a chunked body is complete.
-    let left_out = len - u64::from(want);
-    let tail = if left_out > 0 && captured.end != 0 {
-        last_word(captured.end)
-    } else {
-        0
-    };
-    let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
-    if want > 0 {
-        if is_end {
-            header.len_bytes = u64::from(want);
-        }
-        send_captured(state.ring, scratch, captured.len);
-    }
-    if is_end {
-        header.flags = data_flags::TAIL;
-        header.captured_len = 8;
-        header.offset_bytes += u64::from(want);
-        header.len_bytes = left_out;
-        if want > 0 {
-            header.previous_ns = segment.time_ns;
-        }
-        // SAFETY: the first eight bytes of the scratch buffer.
-        unsafe {
-            (&raw mut (*scratch).bytes)
-                .cast::<[u8; 8]>()
-                .write(tail.to_be_bytes())
-        };
-        send_captured(state.ring, scratch, 8);
-    }
-
-    cursor.offset_bytes += len;
     cursor.last_ns = segment.time_ns;
+    let whole = u64::from(want) == len;
     budget -= want;
-    if left_out > 0 {
-        budget = 0;
+    if whole && budget >= NEARLY_SPENT {
+        // Common traffic ends here.
+        if want > 0 {
+            send_captured(state.ring, scratch, captured.len);
+            // SAFETY: the record's first bytes. They have arrived by now.
+            let first = unsafe { (&raw const (*scratch).bytes).cast::<u32>().read_volatile() };
+            if turned && first == u32::from_le_bytes(*b"GET ") {
+                // What else comes is the same head, or others.
+                budget = MAX_HEAD_BYTES;
+            }
+        }
+    } else {
+        // SAFETY: this program's scratch.
+        let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
+        (rest.base, rest.pieces) = buffer.parts();
+        rest.end = captured.end;
+        rest.last = captured.last;
+        rest.len = len;
+        rest.want = want;
+        rest.budget = budget;
+        rest.is_beginning = (begins >> 1) as u32;
+        budget = rest::send_beyond(index);
     }
+    cursor.offset_bytes += len;
     if ingress {
         state.cursors[0] = cursor;
         state.budget_bytes[0] = budget;
@@ -161,8 +171,18 @@ pub fn handle(segment: &Segment) {
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
-fn note_beginning(state: &mut ConnectionState, beginning: Beginning) -> bool {
-    if beginning != Beginning::Message {
+fn note_beginning(state: &mut ConnectionState, captured: Captured, scratch: *mut Scratch) -> bool {
+    // From the capture, for which this has to wait: a call may have its first bytes in any pieces.
+    let known = if captured.len < 8 { captured.len } else { 8 };
+    // SAFETY: the record's first bytes.
+    let word = unsafe { (&raw const (*scratch).bytes).cast::<u64>().read_volatile() };
+    let word = if known == 0 {
+        0
+    } else {
+        word & (u64::MAX >> (64 - 8 * known))
+    };
+    let beginning = detect::beginning(word);
+    if beginning != Beginning::Message && !detect::is_undecided(word, known) {
         state.strikes += 1;
     }
     state.protocol = match beginning {
@@ -180,7 +200,7 @@ fn note_beginning(state: &mut ConnectionState, beginning: Beginning) -> bool {
 
 /// Sends the scratch record with its first `len` bytes.
 #[inline(always)]
-fn send_captured(ring: u8, scratch: *mut Scratch, len: u32) {
+pub fn send_captured(ring: u8, scratch: *mut Scratch, len: u32) {
     let len = core::hint::black_box(len);
     if len > MAX_CAPTURE_BYTES {
         return;

@@ -58,6 +58,11 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         sock_remote_v6: optional("sock_common", "skc_v6_daddr"),
         sock_net: btf.offset("sock_common", "skc_net")?,
         net_inum: btf.offset("net", "ns.inum")?,
+        sock_flags: btf.offset("sock_common", "skc_flags")?,
+        sock_user_data: btf.offset("sock", "sk_user_data")?,
+        tcp_copied_seq: btf.offset("tcp_sock", "copied_seq")?,
+        tcp_rcv_nxt: btf.offset("tcp_sock", "rcv_nxt")?,
+        tcp_ulp_ops: btf.offset("inet_connection_sock", "icsk_ulp_ops")?,
         unix_peer: optional("unix_sock", "peer"),
     })
 }

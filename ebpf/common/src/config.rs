@@ -82,6 +82,16 @@ pub struct Offsets {
     pub unix_peer: u32,
     /// `sock.sk_shutdown`, or [`MISSING`] where it is a bit field.
     pub sock_shutdown: u32,
+    /// `sock_common.skc_flags`
+    pub sock_flags: u32,
+    /// `sock.sk_user_data`
+    pub sock_user_data: u32,
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
+    /// `tcp_sock.rcv_nxt`
+    pub tcp_rcv_nxt: u32,
+    /// `inet_connection_sock.icsk_ulp_ops`, with which every `tcp_sock` begins.
+    pub tcp_ulp_ops: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.
@@ -132,6 +142,9 @@ pub struct Config {
 
 /// Most bytes that one record captures.
 pub const MAX_CAPTURE_BYTES: u32 = 16 * 1024;
+
+/// Bytes captured of a run that holds several messages: 64 heads of 4 KiB.
+pub const PIPELINED_CAPTURE_BYTES: u32 = 256 * 1024;
 
 /// Most rings that the object declares.
 pub const MAX_RINGS: u32 = 8;

@@ -204,6 +204,8 @@ pub mod protocol_state {
     pub const OTHER: u8 = 2;
     /// TLS: the bytes say nothing.
     pub const TLS: u8 = 3;
+    /// HTTP/1 by a client that does not wait for its answers: more is captured.
+    pub const PIPELINED: u8 = 4;
 }
 
 /// Value of the connection map, keyed by the address of `struct sock`. The agent reads it to ask
@@ -237,8 +239,9 @@ pub struct ConnectionState {
     pub closed: u8,
     /// A [`CloseReason`] noted on the way to the end.
     pub close_reason: u8,
-    /// Inode number of the socket's network namespace.
-    pub network_namespace: u32,
+    /// `tcp_sock.copied_seq` behind the last byte that was seen: tells of bytes that were read past
+    /// the tap. 0 for Unix sockets.
+    pub copied_seq: u32,
     /// See [`ConnectionOpened::inode`]; tells a reused address from the connection that had it.
     pub inode: u64,
     /// Address of a Unix socket's peer; 0 otherwise.
@@ -249,8 +252,11 @@ pub struct ConnectionState {
     pub addresses: [[u8; 16]; 2],
     /// Local and remote port, host byte order.
     pub ports: [u16; 2],
-    /// Fills the third cache line.
-    pub padding: [u8; 12],
+    /// Inode number of the socket's network namespace.
+    pub network_namespace: u32,
+    /// The last four bytes of ingress (0) and egress (1), the newest in the lowest place; kept where
+    /// bytes are not captured.
+    pub tails: [u32; 2],
 }
 
 // SAFETY: plain integers without implicit padding; every bit pattern is a value.

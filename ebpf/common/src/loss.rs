@@ -21,11 +21,14 @@ pub enum LossReason {
     Tls = 6,
     /// The stack counts were full: samples.
     StacksFull = 7,
+    /// Bytes were read past the tap (`splice` from a socket, since 6.3): calls that noticed it. The
+    /// stream's offset is right all the same; when those bytes moved is not known.
+    ReadPast = 8,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
@@ -34,6 +37,7 @@ impl LossReason {
         Self::ProcessRingFull,
         Self::Tls,
         Self::StacksFull,
+        Self::ReadPast,
     ];
 
     /// Number of reasons, and of slots in the counter map.
@@ -51,6 +55,7 @@ impl LossReason {
             Self::ProcessRingFull => ("process", "ring_full"),
             Self::Tls => ("tap", "tls"),
             Self::StacksFull => ("sampler", "stacks_full"),
+            Self::ReadPast => ("tap", "read_past"),
         }
     }
 }

@@ -30,6 +30,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("bpftool", "bpftool", SERVERS),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
+    program("gcc", "gcc", &["transfers"]),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
     program("gcc", "gcc", UNWIND),
