@@ -151,7 +151,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
         kernel: Connections::take(&mut loaded.ebpf)?,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
-        limits: start::limits(&config),
+        limits: Arc::new(start::limits(&config)),
         stop: AtomicBool::new(false),
     });
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;

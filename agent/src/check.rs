@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::Tap;
 use crate::probes::attach::{self, ProbeReport};
-use crate::probes::load::{LoadOptions, Loaded, TapVariant, load};
+use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, TapVariant, load};
 use crate::probes::sampler::{self, Variant};
 use crate::probes::{btf, mounts};
 
@@ -112,6 +112,7 @@ pub fn check(tap: Tap) -> Report {
     }
     let options = LoadOptions {
         tap,
+        queue_time: true,
         ..LoadOptions::MINIMAL
     };
     match load(&options) {
@@ -130,6 +131,15 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
         ),
     };
     report.add("tap", verdict, detail);
+    let (verdict, detail) = match loaded.arrivals {
+        Some(ArrivalVariant::Socket) => (Verdict::Ok, "sk_data_ready: TCP and Unix sockets"),
+        Some(ArrivalVariant::Segment) => (
+            Verdict::Fallback,
+            "tcp_probe: TCP alone (Unix sockets need Linux 6.3)",
+        ),
+        None => (Verdict::Fallback, "none: the kernel has no such tracepoint"),
+    };
+    report.add("queue time", verdict, detail);
     for ProbeReport { probe, result } in attach::verify(loaded) {
         let what = format!("program {}", probe.tracepoint);
         match (result, probe.fallback) {

@@ -217,6 +217,7 @@ fn understood(content_type: Option<&[u8]>, body: &[u8]) -> Option<ElasticsearchC
     };
     let response = elasticsearch::Response {
         status: Some(200),
+        handled_by: elasticsearch::HandledBy::default(),
         product: None,
         content_type,
         content_encoding: None,

@@ -43,7 +43,12 @@ pub struct Tracked {
 impl Tracked {
     /// A connection that nothing was understood of yet.
     #[must_use]
-    pub fn new(origin: &Origin, process: Arc<Process>, selected: bool, limits: Limits) -> Self {
+    pub fn new(
+        origin: &Origin,
+        process: Arc<Process>,
+        selected: bool,
+        limits: Arc<Limits>,
+    ) -> Self {
         Self {
             connection: Connection::new(limits),
             socket: origin.socket,
@@ -100,8 +105,8 @@ impl Origin {
         let [local, remote] = state.addresses;
         Self {
             socket,
-            local: endpoint(state.family, local, local_port),
-            remote: endpoint(state.family, remote, remote_port),
+            local: endpoint(state.family.into(), local, local_port),
+            remote: endpoint(state.family.into(), remote, remote_port),
             pid: state.pid,
             opened_ns: state.opened_ns,
             inode: None,
@@ -128,7 +133,8 @@ fn endpoint(family: u16, address: [u8; 16], port: u16) -> Endpoint {
 
 /// Tracked connections by their id; bounded.
 pub struct Connections {
-    by_id: HashMap<u64, Tracked>,
+    /// Boxed: two of five places are empty, and a table that grows is there twice.
+    by_id: HashMap<u64, Box<Tracked>>,
     capacity: usize,
 }
 
@@ -144,13 +150,13 @@ impl Connections {
 
     /// The connection `id`.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Tracked> {
-        self.by_id.get_mut(&id)
+        self.by_id.get_mut(&id).map(Box::as_mut)
     }
 
     /// The connection `id`, to look at.
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Tracked> {
-        self.by_id.get(&id)
+        self.by_id.get(&id).map(Box::as_ref)
     }
 
     /// Whether one more needs another one to go first.
@@ -171,12 +177,12 @@ impl Connections {
 
     /// Takes a connection in.
     pub fn insert(&mut self, id: u64, tracked: Tracked) {
-        self.by_id.insert(id, tracked);
+        self.by_id.insert(id, Box::new(tracked));
     }
 
     /// Takes a connection out.
-    pub fn remove(&mut self, id: u64) -> Option<Tracked> {
-        self.by_id.remove(&id)
+    pub fn remove(&mut self, id: u64) {
+        self.by_id.remove(&id);
     }
 
     /// Ids and sockets of the connections that `wanted` names.

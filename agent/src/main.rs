@@ -6,6 +6,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use telltale::cli::{self, Command, Invocation};
 use telltale::config::{Config, ConfigError};
+use telltale::probes::bound_heaps;
 use telltale::{agent, check, commands, logging};
 
 /// A flag, key or value that cannot be used.
@@ -77,6 +78,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 /// Two threads: workers and the profiler have their own.
 fn runtime() -> std::io::Result<Runtime> {
+    bound_heaps();
     Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("telltale")

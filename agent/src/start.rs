@@ -44,6 +44,7 @@ pub(crate) fn load_options(config: &Config) -> LoadOptions {
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
         tap: config.tap,
+        queue_time: config.http.queue_time,
         verbose: config.log.level >= LogLevel::Debug,
     }
 }

@@ -60,7 +60,7 @@ pub struct Shared {
     /// Exchanges by outcome, and in flight.
     pub exchanges: Exchanges,
     /// Bounds of one connection.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// Set when the agent ends.
     pub stop: AtomicBool,
 }
@@ -137,7 +137,7 @@ impl Tracker {
         self.shared.process_events.drain();
         let process = self.shared.processes.lookup(origin.pid);
         let selected = self.is_selected(&process, origin.local.port());
-        let mut tracked = Tracked::new(origin, process, selected, self.shared.limits);
+        let mut tracked = Tracked::new(origin, process, selected, Arc::clone(&self.shared.limits));
         if self.is_seen_from_start(origin) {
             tracked.connection.handle_open();
         }
@@ -206,6 +206,7 @@ impl Tracker {
             tail,
             time_ns: data.time_ns,
             previous_ns: data.previous_ns,
+            arrived_ns: arrival_ns(data).filter(|_| !is_tail),
         });
         self.settle(id);
     }
@@ -370,6 +371,13 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
         local: tracked.local,
         remote: tracked.remote,
     }
+}
+
+/// When the first byte arrived that a segment holds, where the kernel side knows: it keeps the last
+/// arrival that found nothing waiting, which is an older one's where a read came in between.
+fn arrival_ns(data: &SocketData) -> Option<u64> {
+    let is_unread = data.previous_ns < data.arrived_ns && data.arrived_ns <= data.time_ns;
+    (data.direction == Direction::Ingress as u8 && is_unread).then_some(data.arrived_ns)
 }
 
 /// Tells a connection when one of its ends has turned out to be a cluster.

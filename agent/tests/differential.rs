@@ -361,6 +361,7 @@ impl Wire {
                 tail: &[],
                 time_ns: self.now_ns,
                 previous_ns: self.now_ns - 10,
+                arrived_ns: None,
             });
         }
     }

@@ -14,6 +14,7 @@ use ebpf_common::{
 use crate::{
     kernel::{read, socket_inode},
     maps::{CONNECTIONS, Scratch, config, count_loss},
+    queue,
     ring::send,
 };
 
@@ -82,7 +83,8 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     }; 2];
     state.budget_bytes = [0; 2];
     state.pid = opened.pid;
-    state.family = family;
+    state.family = family as u8;
+    state.kept = 0;
     // By the CPU that opened it, which the id carries: threads tend to stay where they are, and a
     // ring that one CPU writes costs half of one that all CPUs write.
     state.ring = ((connection_id >> 49) % u64::from(config().rings.max(1))) as u8;
@@ -99,13 +101,13 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     } else {
         0
     };
-    state.tails = [0; 2];
     state.peer_socket = if is_inet || offsets.unix_peer == MISSING {
         0
     } else {
         read(sock, offsets.unix_peer)
     };
     state.opened_ns = opened.time_ns;
+    state.arrived_ns = queue::take_first_arrival(sock);
 
     if CONNECTIONS.insert(sock, &*state, 0).is_err() {
         count_loss(LossReason::ConnectionsFull);

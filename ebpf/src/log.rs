@@ -8,7 +8,7 @@ use ebpf_common::connection::protocol_state;
 #[inline(never)]
 pub fn protocol_found(connection_id: u64, pid: u32, protocol: u8) {
     let name = match protocol {
-        protocol_state::HTTP1 => "HTTP/1",
+        protocol_state::HTTP1_SERVER | protocol_state::HTTP1_CLIENT => "HTTP/1",
         protocol_state::TLS => "TLS, left alone",
         _ => "neither HTTP nor TLS, left alone",
     };

@@ -10,6 +10,8 @@ mod log;
 mod maps;
 mod messages;
 mod process;
+mod python;
+mod queue;
 mod rest;
 mod ring;
 mod sample;

@@ -10,7 +10,7 @@
 
 use ebpf_common::{
     config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
-    connection::{ConnectionState, Direction, data_flags, protocol_state},
+    connection::{ConnectionState, Direction, data_flags, kept, protocol_state},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Longest head that is looked through, in words.
-const MAX_WORDS: u32 = 384;
+const MAX_WORDS: u32 = 256;
 
 /// Most records of one segment behind the first: 256 KiB.
 const MAX_RECORDS: u32 = 16;
@@ -69,10 +69,19 @@ pub extern "C" fn send_beyond(index: u32) -> u32 {
     let (len, want, captured) = (rest.len, rest.want, header.captured_len);
     let is_whole = u64::from(want) == len;
     let mut budget = rest.budget;
-    if !is_whole && rest.is_beginning != 0 && captured == want && want > 0 {
+    if !is_whole
+        && rest.is_beginning != 0
+        && captured == want
+        && want > 0
+        && state.protocol != protocol_state::UNKNOWN
+    {
         match follows(state, index, captured, len) {
             Follows::Message => {
-                state.protocol = protocol_state::PIPELINED;
+                state.kept |= kept::PIPELINED;
+                budget = PIPELINED_CAPTURE_BYTES - want;
+            }
+            // What else comes behind `GET` is the same head, or others.
+            Follows::Head if starts_with_get(scratch) => {
                 budget = PIPELINED_CAPTURE_BYTES - want;
             }
             Follows::Head => budget = MAX_HEAD_BYTES - want,
@@ -90,11 +99,8 @@ pub extern "C" fn send_beyond(index: u32) -> u32 {
     };
     let goes_on = rest.until > rest.position;
     let ingress = header.direction == Direction::Ingress as u8;
-    let old_tail = if ingress {
-        state.tails[0]
-    } else {
-        state.tails[1]
-    };
+    let shift = if ingress { 0 } else { 4 };
+    let old_tail = kept::unpack(state.kept >> shift);
     // Its last bytes, if they lie in one piece.
     let in_piece = rest.last >= 8 || rest.last == len;
     let mut tail = 0;
@@ -123,11 +129,7 @@ pub extern "C" fn send_beyond(index: u32) -> u32 {
         let word = unsafe { (&raw const (*scratch).bytes).cast::<u64>().read_volatile() };
         tail = joined(old_tail, word.swap_bytes() >> (64 - 8 * bytes), len);
     }
-    if ingress {
-        state.tails[0] = tail as u32;
-    } else {
-        state.tails[1] = tail as u32;
-    }
+    state.kept = state.kept & !(7 << shift) | kept::pack(tail as u32) << shift;
     if position >= len {
         return budget;
     }
@@ -156,16 +158,21 @@ fn capture_tail(index: u32, len: u64, want: u32) -> u32 {
     capture_from(index, len - u64::from(want), len, want)
 }
 
+/// Whether the captured bytes begin with a method that has no body.
+#[inline(always)]
+fn starts_with_get(scratch: *mut Scratch) -> bool {
+    bytes_at::<u32>(scratch, 0) == u32::from_le_bytes(*b"GET ")
+}
+
 /// What lies behind the captured bytes of a segment that begins with a message.
 #[inline(always)]
 fn follows(state: &ConnectionState, index: u32, captured: u32, len: u64) -> Follows {
-    match state.protocol {
-        protocol_state::PIPELINED => Follows::Message,
-        protocol_state::HTTP1 => match what_follows(index, captured, len) {
-            1 => Follows::Head,
-            2 => Follows::Message,
-            _ => Follows::Body,
-        },
+    if state.kept & kept::PIPELINED != 0 {
+        return Follows::Message;
+    }
+    match what_follows(index, captured, len) {
+        1 => Follows::Head,
+        2 => Follows::Message,
         _ => Follows::Body,
     }
 }
@@ -324,7 +331,7 @@ fn note_field(scratch: *mut Scratch, line: u32) {
     let mut at = 0;
     while at < 16 {
         let digit = bytes_at::<u8>(scratch, line + 15 + at);
-        if digit >= b'0' && digit <= b'9' {
+        if digit.is_ascii_digit() {
             length = length
                 .wrapping_mul(10)
                 .wrapping_add(u64::from(digit - b'0'));

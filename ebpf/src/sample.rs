@@ -26,6 +26,7 @@ use ebpf_common::{
 use crate::{
     kernel::read,
     maps::{config, count_loss},
+    python::{MAX_STEPS, PythonWalk},
     unwind::{self, Addresses, Walk},
 };
 
@@ -39,12 +40,13 @@ const BPF_RB_NO_WAKEUP: u64 = 1;
 const KERNEL_STACK_BYTES: u64 = 16 * 1024;
 const PT_REGS_BYTES: u64 = 168;
 
-/// A stack record under construction: 9 KiB, too large for the 512 bytes of stack.
+/// A stack record under construction: 29 KiB, too large for the 512 bytes of stack.
 #[repr(C)]
 pub struct StackScratch {
     header: StackHeader,
     addresses: Addresses,
     walk: Walk,
+    python: PythonWalk,
 }
 
 /// Samples by key. Two epochs of half a second are in it at a time: room for 32 CPUs at 997 Hz
@@ -77,6 +79,18 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
     let Some(scratch) = begin(&ctx, pt_regs) else {
         return 0;
     };
+    if scratch.python.has_begun() {
+        // SAFETY: the callback has the signature that the helper wants, and keeps no pointer.
+        unsafe {
+            bpf_loop(
+                MAX_STEPS,
+                python_one as *mut core::ffi::c_void,
+                core::ptr::null_mut(),
+                0,
+            );
+        }
+        scratch.end_python();
+    }
     if scratch.walk.has_begun() {
         // SAFETY: the callback has the signature that the helper wants, and keeps no pointer.
         unsafe {
@@ -99,7 +113,35 @@ extern "C" fn walk_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
     };
     // SAFETY: this CPU's scratch, and the program does not interrupt itself.
     let scratch = unsafe { &mut *scratch };
-    i64::from(!scratch.walk.step(&mut scratch.addresses))
+    i64::from(
+        !scratch
+            .walk
+            .step(&mut scratch.addresses, &mut scratch.python),
+    )
+}
+
+/// One step towards or along the interpreter's frames; 1 ends the loop.
+extern "C" fn python_one(_index: u32, _context: *mut core::ffi::c_void) -> i64 {
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: this CPU's scratch, and the program does not interrupt itself.
+    let scratch = unsafe { &mut *scratch };
+    let kernel_frames = scratch.walk.kernel_frames;
+    i64::from(!scratch.python.step(
+        &mut scratch.addresses,
+        &mut scratch.walk.lanes,
+        kernel_frames,
+    ))
+}
+
+impl StackScratch {
+    /// Has the native frames follow the interpreter's.
+    #[inline(always)]
+    fn end_python(&mut self) {
+        self.walk.before += self.python.words;
+        self.walk.flags |= self.python.flags;
+    }
 }
 
 /// The same on older kernels, by a loop of its own.
@@ -116,6 +158,16 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
     let Some(scratch) = begin(&ctx, pt_regs) else {
         return 0;
     };
+    if scratch.python.has_begun() {
+        let mut index = 0;
+        while index <= MAX_STEPS {
+            if python_step() != 0 {
+                break;
+            }
+            index += 1;
+        }
+        scratch.end_python();
+    }
     if scratch.walk.has_begun() {
         let mut index = 0;
         while index <= MAX_USER_FRAMES {
@@ -135,6 +187,13 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
 #[inline(never)]
 pub extern "C" fn walk_step() -> u32 {
     walk_one(0, core::ptr::null_mut()) as u32
+}
+
+/// The same for the interpreter's frames.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn python_step() -> u32 {
+    python_one(0, core::ptr::null_mut()) as u32
 }
 
 /// Fills in all but the user's part of the stack; `None` where nothing is to be sampled.
@@ -189,8 +248,10 @@ fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScrat
     };
     scratch.walk.lanes = lanes;
     scratch.walk.kernel_frames = kernel_frames;
+    scratch.walk.before = kernel_frames;
     scratch.walk.flags = flags;
     scratch.walk.begin(pt_regs, pid, image);
+    scratch.python.begin(scratch.walk.python());
     Some(scratch)
 }
 
@@ -199,11 +260,12 @@ fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScrat
 fn finish(scratch: &mut StackScratch) {
     let walk = &mut scratch.walk;
     walk.finish();
-    let frames = walk.kernel_frames + walk.user_frames;
+    let words = walk.before + walk.user_frames;
     scratch.header.kernel_frames = walk.kernel_frames;
     scratch.header.user_frames = walk.user_frames;
+    scratch.header.python_words = scratch.python.words;
     scratch.header.key.flags = walk.flags;
-    scratch.header.key.stack_hash = unwind::hash(walk.lanes, frames);
+    scratch.header.key.stack_hash = unwind::hash(walk.lanes, words);
     count(scratch);
 }
 
@@ -214,9 +276,8 @@ fn count(scratch: &StackScratch) {
     if increment(key) {
         return;
     }
-    let frames = (scratch.header.kernel_frames + scratch.header.user_frames) as usize;
-    let len = size_of::<StackHeader>()
-        + frames.min(MAX_KERNEL_FRAMES + MAX_USER_FRAMES) * size_of::<u64>();
+    let words = (scratch.walk.before + scratch.walk.user_frames) as usize;
+    let len = size_of::<StackHeader>() + words.min(unwind::MAX_WORDS) * size_of::<u64>();
     // The stack goes first: a count whose stack is unknown could not be reported.
     // SAFETY: `len` bytes of the scratch.
     let sent = unsafe {

@@ -8,7 +8,7 @@
 use ebpf_common::{
     RecordKind,
     config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
-    connection::{ConnectionState, Direction, SocketData, data_flags, protocol_state},
+    connection::{ConnectionState, Direction, SocketData, data_flags, kept, protocol_state},
     loss::LossReason,
 };
 
@@ -78,8 +78,8 @@ pub fn handle(segment: &Segment) {
         let first_word = buffer.first_word(scratch);
         if detect::beginning(first_word) == Beginning::Message {
             may_begin = true;
-            if state.protocol == protocol_state::HTTP1 && !detect::is_response(first_word) {
-                state.protocol = protocol_state::PIPELINED;
+            if !detect::is_response(first_word) {
+                state.kept |= kept::PIPELINED;
             }
         } else if buffer.is_none() {
             // The rest of a message that sendfile or splice moves: the cursor says all.
@@ -87,7 +87,7 @@ pub fn handle(segment: &Segment) {
         }
     }
     if may_begin {
-        budget = if state.protocol == protocol_state::PIPELINED {
+        budget = if state.kept & kept::PIPELINED != 0 {
             PIPELINED_CAPTURE_BYTES
         } else {
             config().capture_bytes
@@ -107,7 +107,9 @@ pub fn handle(segment: &Segment) {
     let captured = buffer.capture(len, want, scratch);
     if turned {
         state.last_direction = direction;
-        if state.protocol == protocol_state::UNKNOWN && !note_beginning(state, captured, scratch) {
+        if state.protocol == protocol_state::UNKNOWN
+            && !note_beginning(state, captured, ingress, scratch)
+        {
             return;
         }
     }
@@ -128,6 +130,7 @@ pub fn handle(segment: &Segment) {
         previous_ns: cursor.last_ns,
         opposite,
         socket: segment.socket,
+        arrived_ns: state.arrived_ns,
     };
     state.pid = header.pid;
     if captured.fault {
@@ -171,7 +174,12 @@ pub fn handle(segment: &Segment) {
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
-fn note_beginning(state: &mut ConnectionState, captured: Captured, scratch: *mut Scratch) -> bool {
+fn note_beginning(
+    state: &mut ConnectionState,
+    captured: Captured,
+    ingress: bool,
+    scratch: *mut Scratch,
+) -> bool {
     // From the capture, for which this has to wait: a call may have its first bytes in any pieces.
     let known = if captured.len < 8 { captured.len } else { 8 };
     // SAFETY: the record's first bytes.
@@ -186,7 +194,8 @@ fn note_beginning(state: &mut ConnectionState, captured: Captured, scratch: *mut
         state.strikes += 1;
     }
     state.protocol = match beginning {
-        Beginning::Message => protocol_state::HTTP1,
+        Beginning::Message if detect::is_response(word) == ingress => protocol_state::HTTP1_CLIENT,
+        Beginning::Message => protocol_state::HTTP1_SERVER,
         Beginning::Tls => protocol_state::TLS,
         Beginning::Other if state.strikes >= MAX_STRIKES => protocol_state::OTHER,
         Beginning::Other => return true,
@@ -195,7 +204,7 @@ fn note_beginning(state: &mut ConnectionState, captured: Captured, scratch: *mut
     if state.protocol == protocol_state::TLS {
         count_loss(LossReason::Tls);
     }
-    state.protocol == protocol_state::HTTP1
+    beginning == Beginning::Message
 }
 
 /// Sends the scratch record with its first `len` bytes.

@@ -203,7 +203,7 @@ fn read_past(sock: u64, state: *mut ConnectionState, len: u32) -> u64 {
     state.copied_seq = copied_seq;
     // The end of the stream and urgent data count one each, and are no bytes of it. Less than what
     // was read is the rule at the connection's first read.
-    if past < 2 || past > u32::MAX / 2 {
+    if !(2..=u32::MAX / 2).contains(&past) {
         return 0;
     }
     if counts_otherwise(sock) {

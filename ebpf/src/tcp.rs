@@ -1,4 +1,4 @@
-//! The end of TCP connections: `inet_sock_set_state`, `tcp_destroy_sock`.
+//! What becomes of TCP connections: `inet_sock_set_state`, `tcp_destroy_sock`.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use ebpf_common::{
@@ -10,9 +10,12 @@ use crate::{
     connection::{end, tell_closed},
     kernel::read,
     maps::{CONNECTIONS, config, count_loss},
+    queue,
 };
 
 // `include/net/tcp_states.h`
+const ESTABLISHED: i32 = 1;
+const SYN_RECV: i32 = 3;
 const FIN_WAIT1: i32 = 4;
 const CLOSE: i32 = 7;
 const LAST_ACK: i32 = 9;
@@ -25,12 +28,16 @@ const EPIPE: i32 = 32;
 const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
 
-/// `inet_sock_set_state(sk, oldstate, newstate)`: the process will write no more, or the
+/// `inet_sock_set_state(sk, oldstate, newstate)`: the connection can be accepted, the process will write no more, or the
 /// connection broke, and `sk_err` still says why.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
-    let new_state: i32 = ctx.arg(2);
+    let (old_state, new_state): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    if new_state == ESTABLISHED && old_state == SYN_RECV {
+        queue::note_ready(sock);
+        return 0;
+    }
     if !matches!(new_state, FIN_WAIT1 | CLOSE | LAST_ACK) {
         return 0;
     }
@@ -58,6 +65,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
     let Some(state) = CONNECTIONS.get_ptr_mut(sock) else {
+        queue::forget(sock);
         return 0;
     };
     note_read_past(sock, state);
@@ -79,7 +87,7 @@ fn note_read_past(sock: u64, state: *mut ConnectionState) {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *state };
     let mut past = copied_seq.wrapping_sub(state.copied_seq);
-    if past < 2 || past > u32::MAX / 2 || counts_otherwise(sock) {
+    if !(2..=u32::MAX / 2).contains(&past) || counts_otherwise(sock) {
         return;
     }
     let has_ended = read::<u64>(sock, offsets.sock_flags) & DONE != 0;

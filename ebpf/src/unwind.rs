@@ -10,6 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_common::{
+    python::{FRAME_WORDS, MAX_PYTHON_FRAMES, NATIVE_MARK},
     sample::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, stack_flags},
     unwind::{
         MAX_BLOCKS, MAX_MAPPINGS, MAX_PAGES, MAX_PROCESSES, MAX_RULES, Machine, PAGE_SHIFT,
@@ -18,6 +19,8 @@ use ebpf_common::{
         row_rule,
     },
 };
+
+use crate::python::PythonWalk;
 
 /// Rows of every file, in blocks.
 #[btf_map]
@@ -59,6 +62,9 @@ const USER_CODE: u64 = 0x33;
 /// every C library describes (`rt_sigreturn` is system call 15).
 const SIGNAL_RETURN: u64 = 0x0f00_0000_0fc0_c748;
 
+/// Words of the deepest stack of each kind together.
+pub const MAX_WORDS: usize = MAX_KERNEL_FRAMES + FRAME_WORDS * MAX_PYTHON_FRAMES + MAX_USER_FRAMES;
+
 /// What is known of code without rows.
 const NOTHING: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0);
 
@@ -79,6 +85,8 @@ pub struct Walk {
     pub lanes: [u64; 2],
     /// Frames of the kernel's part, which is there before the walk begins.
     pub kernel_frames: u32,
+    /// Words before the first of the user's part.
+    pub before: u32,
     /// Frames found so far.
     pub user_frames: u32,
     /// A [`StackEnd`].
@@ -87,12 +95,11 @@ pub struct Walk {
     pub flags: u32,
     /// 1: `frame.pc` is an interrupted instruction. 0: it is a return address.
     is_interrupted: u32,
-    padding: u32,
     registers: [u64; PT_REGS_WORDS],
 }
 
-/// Addresses of a stack: the kernel's part, then the user's.
-pub type Addresses = [u64; MAX_KERNEL_FRAMES + MAX_USER_FRAMES];
+/// Words of a stack: the kernel's part, the interpreter's frames, then the user's part.
+pub type Addresses = [u64; MAX_WORDS];
 
 impl Walk {
     /// Begins at the user registers in `pt_regs`, if there are any.
@@ -128,6 +135,7 @@ impl Walk {
             pages: 0,
         };
         self.process.mappings = 0;
+        self.process.python = 0;
         // SAFETY: copied out at once.
         if let Some(process) = unsafe { UNWIND_PROCESSES.get(pid) }
             && process.image == image
@@ -138,6 +146,12 @@ impl Walk {
         if self.process.mappings == 0 {
             self.flags |= stack_flags::PROCESS_UNKNOWN;
         }
+    }
+
+    /// The process's element in `PYTHON_PROCESSES`, or 0.
+    #[inline(always)]
+    pub fn python(&self) -> u32 {
+        self.process.python
     }
 
     /// Is there a stack to walk?
@@ -154,7 +168,7 @@ impl Walk {
 
     /// One frame: notes its address and goes on to its caller. False at the end.
     #[inline(always)]
-    pub fn step(&mut self, addresses: &mut Addresses) -> bool {
+    pub fn step(&mut self, addresses: &mut Addresses, python: &mut PythonWalk) -> bool {
         let frame = self.frame;
         let is_leaf = self.user_frames == 0;
         if frame.pc == 0 {
@@ -172,8 +186,8 @@ impl Walk {
             lookup.wrapping_add(1)
         };
         // In 64 bits, so that the register that is bounded is the one that is used.
-        let index = self.kernel_frames as usize + self.user_frames as usize;
-        if index >= MAX_KERNEL_FRAMES + MAX_USER_FRAMES {
+        let index = self.before as usize + self.user_frames as usize;
+        if index >= MAX_WORDS {
             return self.end(StackEnd::Depth);
         }
         addresses[index] = address;
@@ -207,6 +221,10 @@ impl Walk {
         match next {
             Ok(next) => {
                 self.frame = next;
+                if self.process.python != 0 && python.meets(lookup, frame.sp, next.sp) {
+                    addresses[index] |= NATIVE_MARK;
+                    mix(&mut self.lanes, NATIVE_MARK);
+                }
                 true
             }
             Err(end) => self.end(end),

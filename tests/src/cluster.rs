@@ -17,32 +17,86 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Name of the cluster, as the nodes are configured.
 pub const CLUSTER: &str = "telltale-test";
 
-/// What is different between the two products.
+/// What is different between products and their versions.
 #[derive(Debug)]
 pub struct Product {
-    /// As in `db.system.name`, and the folder of the node's program.
+    /// As in `db.system.name`.
     pub name: &'static str,
     /// The client's package for Node.
     pub npm_package: &'static str,
+    /// The main class, below the workloads.
     program: &'static str,
     class_path: &'static str,
+    least_java: u32,
 }
 
+impl Product {
+    const fn opensearch(program: &'static str, class_path: &'static str, least_java: u32) -> Self {
+        Self {
+            name: "opensearch",
+            npm_package: "@opensearch-project/opensearch",
+            program,
+            class_path,
+            least_java,
+        }
+    }
+
+    const fn elasticsearch(
+        program: &'static str,
+        class_path: &'static str,
+        least_java: u32,
+    ) -> Self {
+        Self {
+            name: "elasticsearch",
+            npm_package: "@elastic/elasticsearch",
+            program,
+            class_path,
+            least_java,
+        }
+    }
+}
+
+/// OpenSearch 1.3.
+pub const OPENSEARCH_1: Product = Product::opensearch(
+    "opensearch/RunOpenSearch.java",
+    "TELLTALE_OPENSEARCH_1_CP",
+    17,
+);
+
 /// OpenSearch 2.
-pub const OPENSEARCH: Product = Product {
-    name: "opensearch",
-    npm_package: "@opensearch-project/opensearch",
-    program: "RunOpenSearch.java",
-    class_path: "TELLTALE_OPENSEARCH_CP",
-};
+pub const OPENSEARCH: Product = Product::opensearch(
+    "opensearch/RunOpenSearch.java",
+    "TELLTALE_OPENSEARCH_CP",
+    17,
+);
+
+/// OpenSearch 3.
+pub const OPENSEARCH_3: Product = Product::opensearch(
+    "opensearch-3/RunOpenSearch.java",
+    "TELLTALE_OPENSEARCH_3_CP",
+    21,
+);
 
 /// Elasticsearch 7.17.
-pub const ELASTICSEARCH: Product = Product {
-    name: "elasticsearch",
-    npm_package: "@elastic/elasticsearch",
-    program: "RunElasticsearch.java",
-    class_path: "TELLTALE_ELASTICSEARCH_CP",
-};
+pub const ELASTICSEARCH: Product = Product::elasticsearch(
+    "elasticsearch/RunElasticsearch.java",
+    "TELLTALE_ELASTICSEARCH_CP",
+    17,
+);
+
+/// Elasticsearch 8.19.
+pub const ELASTICSEARCH_8: Product = Product::elasticsearch(
+    "elasticsearch-8/RunElasticsearch.java",
+    "TELLTALE_ELASTICSEARCH_8_CP",
+    17,
+);
+
+/// Elasticsearch 9.
+pub const ELASTICSEARCH_9: Product = Product::elasticsearch(
+    "elasticsearch-8/RunElasticsearch.java",
+    "TELLTALE_ELASTICSEARCH_9_CP",
+    21,
+);
 
 /// A running node. Dropping it ends it.
 #[derive(Debug)]
@@ -63,12 +117,15 @@ impl Node {
         let folder = tempfile::tempdir()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let service = format!("e2e-{}-{}", product.name, address.port());
-        let mut command = Command::new(prerequisite::on_path("java")?);
+        let mut command = Command::new(prerequisite::java(product.least_java)?);
         // Quick to start, small, and quick enough.
         command.args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
-        command.args(["-cp", prerequisite::class_path(product.class_path)?.trim()]);
-        command.arg(prerequisite::workload(product.name).join(product.program));
+        let class_path = prerequisite::class_path(product.class_path)?;
+        let (module, class_path) = without_module(class_path.trim());
+        command.args(["-cp", &class_path.join(":")]);
+        command.arg(prerequisite::workload(product.program));
         command.arg(folder.path()).arg(address.port().to_string());
+        command.arg(module.join(":"));
         command.env("OTEL_SERVICE_NAME", &service);
         let mut child = Child::spawn(product.name, command, folder)?;
         child.wait_until(START_TIMEOUT, || {
@@ -81,6 +138,17 @@ impl Node {
             _child: child,
         })
     }
+}
+
+/// The jars of the network module and the others: from Elasticsearch 8 on, the module loads what it needs
+/// itself, and refuses what is on the class path as well.
+fn without_module(class_path: &str) -> (Vec<&str>, Vec<&str>) {
+    const MODULE: &str = "/org/elasticsearch/plugin/transport-netty4/";
+    let has_module = class_path.contains(MODULE);
+    let is_of_module = |jar: &&str| jar.contains(MODULE) || jar.contains("/io/netty/");
+    class_path
+        .split(':')
+        .partition(|jar| has_module && is_of_module(jar))
 }
 
 /// Runs a client that ends by itself, as `service`, and returns what it printed.

@@ -64,6 +64,36 @@ pub fn class_path(variable: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
+/// `java` of a JDK that is `least_version` or newer: the first of `TELLTALE_JDK`, `PATH` and the
+/// folders where Linux distributions put them.
+///
+/// # Errors
+/// When there is none.
+pub fn java(least_version: u32) -> Result<PathBuf> {
+    let told = env::var_os("TELLTALE_JDK").map(|home| Path::new(&home).join("bin/java"));
+    let installed = std::fs::read_dir("/usr/lib/jvm").into_iter().flatten();
+    let installed = installed.filter_map(|entry| Some(entry.ok()?.path().join("bin/java")));
+    told.into_iter()
+        .chain(on_path("java").ok())
+        .chain(installed)
+        .find(|java| java_version(java) >= Some(least_version))
+        .with_context(|| {
+            format!(
+                "no JDK of {least_version} or newer: install one, or set TELLTALE_JDK to its folder"
+            )
+        })
+}
+
+/// The major version in a JDK's own `release` file: `JAVA_VERSION="17.0.15"`.
+fn java_version(java: &Path) -> Option<u32> {
+    let program = java.canonicalize().ok()?;
+    let home = program.parent()?.parent()?;
+    let release = std::fs::read_to_string(home.join("release")).ok()?;
+    let mut lines = release.lines();
+    let version = lines.find_map(|line| line.strip_prefix("JAVA_VERSION=\""))?;
+    version.split(['.', '"']).next()?.parse().ok()
+}
+
 /// A program on `PATH`.
 ///
 /// # Errors

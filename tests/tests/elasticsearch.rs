@@ -21,6 +21,7 @@ const LARGE: &str = "large";
 
 const BULK_ITEMS: &str = "elasticsearch_bulk_items_total";
 const DURATION_COUNT: &str = "db_client_operation_duration_seconds_count";
+const SERVED_COUNT: &str = "elasticsearch_server_operation_duration_seconds_count";
 const DURATION_SUM: &str = "db_client_operation_duration_seconds_sum";
 
 #[test]
@@ -110,6 +111,7 @@ fn check(product: &Product) -> Result<()> {
         .arg("--otlp-endpoint")
         .arg(collector.grpc_endpoint())
         .start()?;
+    let mut served = Vec::new();
     for coding in ["plain", "gzip"] {
         let service = format!(
             "e2e-{}-client-{coding}-{}",
@@ -140,12 +142,45 @@ fn check(product: &Product) -> Result<()> {
             metrics.sum(DURATION_COUNT, &of_node) == 0.0,
             "the node is no client"
         );
+        let of_client = [("service_name", service.as_str())];
+        ensure!(
+            metrics.sum(SERVED_COUNT, &of_client) == 0.0,
+            "the client is no node"
+        );
+        // The node's side has seen the same calls, those of both clients.
+        served.extend(calls);
+        eventually(SCRAPE_TIMEOUT, || {
+            assert_calls(
+                &agent.metrics()?,
+                SERVED_COUNT,
+                product,
+                &node.service,
+                &served,
+            )
+        })?;
     }
     Ok(())
 }
 
 fn assert_counts_agree(
     metrics: &Metrics,
+    product: &Product,
+    service: &str,
+    calls: &[Call],
+) -> Result<()> {
+    assert_calls(metrics, DURATION_COUNT, product, service, calls)?;
+    let all = metrics.sum(DURATION_COUNT, &[("service_name", service)]);
+    ensure!(
+        all == calls.len() as f64,
+        "calls of another product: {all} in all"
+    );
+    Ok(())
+}
+
+/// By operation, index and status.
+fn assert_calls(
+    metrics: &Metrics,
+    metric: &str,
     product: &Product,
     service: &str,
     calls: &[Call],
@@ -161,13 +196,8 @@ fn assert_counts_agree(
         "db_collection_name",
         "db_response_status_code",
     ];
-    let counted = metrics.sum_by(DURATION_COUNT, &labels, by);
+    let counted = metrics.sum_by(metric, &labels, by);
     ensure!(counted == expected, "{}", difference(&counted, &expected));
-    let all = metrics.sum(DURATION_COUNT, &[("service_name", service)]);
-    ensure!(
-        all == calls.len() as f64,
-        "calls of another product: {all} in all"
-    );
     Ok(())
 }
 

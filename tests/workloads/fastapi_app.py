@@ -84,3 +84,10 @@ async def fail():
 async def sleep(milliseconds: int):
     await asyncio.sleep(milliseconds / 1000)
     return {"slept": milliseconds}
+
+
+@api.get("/block/{milliseconds}/{number}")
+async def block(milliseconds: int, number: int):
+    """Holds the event loop up, as a handler that computes or calls a blocking library does."""
+    time.sleep(milliseconds / 1000)
+    return {"blocked": milliseconds, "number": number}

@@ -36,7 +36,8 @@ enum Task {
     },
     /// Install what the tests need, telling what, and run them all
     Test(test::Test),
-    /// Measure what the agent costs nginx under wrk, and whether it counts every request
+    /// Measure what the agent costs, and whether it counts right
+    #[command(subcommand)]
     Bench(bench::Bench),
     /// Boot Debian's stock kernels in QEMU and run the agent on each
     Kernels(kernels::Kernels),

@@ -7,6 +7,7 @@
 mod history;
 mod mapping;
 mod profile;
+pub mod python;
 mod stack;
 mod store;
 pub mod unwind;

@@ -22,7 +22,8 @@ pub struct Thread {
 pub struct StackTrace {
     /// The kernel's part; empty when user code ran.
     pub kernel: Box<[u64]>,
-    /// The process's part, which called into the kernel's; empty for kernel threads.
+    /// The process's part, which called into the kernel's; empty for kernel threads. Those with
+    /// [`PYTHON_FRAME`](crate::python::PYTHON_FRAME) are no addresses.
     pub user: Box<[u64]>,
     /// The kernel's part has callers that were cut off.
     pub truncated: bool,
@@ -30,6 +31,8 @@ pub struct StackTrace {
     pub end: StackEnd,
     /// A caller in it was found by a frame pointer, which code may use for something else.
     pub by_frame_pointer: bool,
+    /// Frames of an interpreter are missing, or could not be told from its native ones.
+    pub interpreter_missing: bool,
 }
 
 /// How far a stack could be followed: the label `unwind`.
@@ -52,11 +55,13 @@ pub enum Unwind {
     UnsupportedRule,
     /// To a caller that would lie below its callee.
     NoProgress,
+    /// To the thread's entry, but without all frames of the interpreter that it runs.
+    Interpreter,
 }
 
 impl Unwind {
     /// Every outcome.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Complete,
         Self::Unverified,
         Self::Truncated,
@@ -65,6 +70,7 @@ impl Unwind {
         Self::ReadFault,
         Self::UnsupportedRule,
         Self::NoProgress,
+        Self::Interpreter,
     ];
 
     /// Value of the label.
@@ -79,6 +85,7 @@ impl Unwind {
             Self::ReadFault => "read_fault",
             Self::UnsupportedRule => "unsupported_rule",
             Self::NoProgress => "no_progress",
+            Self::Interpreter => "interpreter",
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use protocol::elasticsearch::{Cluster, Request, Response, observe};
+use protocol::elasticsearch::{Cluster, HandledBy, Request, Response, observe};
 use protocol::observation::SearchProduct;
 
 /// The default of `capture.bytes`, without a head.
@@ -70,6 +70,7 @@ fn classify(call: &Call, cluster: &Cluster) {
     let response = Response {
         status: Some(call.status),
         product: Some(SearchProduct::Elasticsearch),
+        handled_by: HandledBy::default(),
         content_type: Some(b"application/json; charset=UTF-8"),
         content_encoding: None,
         body: call.answer.as_bytes(),

@@ -61,6 +61,7 @@ impl InFlight {
                 status: None,
                 http_minor_version: 1,
                 times: Times {
+                    request_arrived_ns: None,
                     request_first_ns: first_ns,
                     request_last_ns: last_ns,
                     response_first_ns: None,
@@ -103,6 +104,11 @@ impl InFlight {
     /// Whether requests with this method hardly ever have a body (RFC 9110, section 9.3).
     pub(crate) fn is_bodiless(&self) -> bool {
         ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"].contains(&self.exchange.method)
+    }
+
+    /// Notes when the request's first byte arrived.
+    pub(crate) const fn set_arrival(&mut self, arrived_ns: Option<u64>) {
+        self.exchange.times.request_arrived_ns = arrived_ns;
     }
 
     pub(crate) const fn request_first_ns(&self) -> u64 {
@@ -154,6 +160,8 @@ impl InFlight {
         }
         if let Some(search) = &mut self.search {
             search.product = head.product;
+            search.cluster = head.handled_by.cluster.map(Into::into);
+            search.node = head.handled_by.node.map(Into::into);
             search.response = Message::new(head.content);
         }
     }
@@ -217,6 +225,9 @@ struct SearchDraft {
     query: Option<Box<str>>,
     request: Message,
     product: Option<SearchProduct>,
+    /// Who answered, where the answer's head says so.
+    cluster: Option<Box<str>>,
+    node: Option<Box<str>>,
     response: Message,
 }
 
@@ -239,6 +250,10 @@ impl SearchDraft {
         let response = elasticsearch::Response {
             status: exchange.status,
             product: self.product,
+            handled_by: elasticsearch::HandledBy {
+                cluster: self.cluster.as_deref(),
+                node: self.node.as_deref(),
+            },
             content_type: self.response.content_type.as_deref(),
             content_encoding: self.response.encoding.as_deref(),
             body: &self.response.body,

@@ -66,44 +66,45 @@ pub struct Loss {
     pub bytes: u64,
 }
 
-/// Counters, one a reason.
+/// What is still to be told, a reason once. Most connections lose nothing, and there are many.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
-    counts: [(u64, u64); LossReason::ALL.len()],
-    any: bool,
+    pending: Vec<Loss>,
 }
 
 impl Losses {
     pub(crate) fn count(&mut self, reason: LossReason, bytes: u64) {
-        let (count, sum) = &mut self.counts[reason as usize];
-        *count += 1;
-        *sum = sum.saturating_add(bytes);
-        self.any = true;
+        self.add(reason, 1, bytes);
     }
 
     /// Adds bytes to a loss that was counted already.
     pub(crate) fn extend(&mut self, reason: LossReason, bytes: u64) {
-        let (_, sum) = &mut self.counts[reason as usize];
-        *sum = sum.saturating_add(bytes);
-        self.any = true;
+        self.add(reason, 0, bytes);
     }
 
-    /// Takes the next loss out.
+    /// Takes the next loss out, in the order of [`LossReason::ALL`].
     pub(crate) fn poll(&mut self) -> Option<Loss> {
-        if !self.any {
-            return None;
+        let order = |(_, loss): &(usize, &Loss)| loss.reason as usize;
+        let (next, _) = self.pending.iter().enumerate().min_by_key(order)?;
+        let loss = self.pending.swap_remove(next);
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
         }
-        for reason in LossReason::ALL {
-            let (count, bytes) = std::mem::take(&mut self.counts[reason as usize]);
-            if count != 0 || bytes != 0 {
-                return Some(Loss {
-                    reason,
-                    count,
-                    bytes,
-                });
+        Some(loss)
+    }
+
+    fn add(&mut self, reason: LossReason, count: u64, bytes: u64) {
+        let mut pending = self.pending.iter_mut();
+        match pending.find(|loss| loss.reason == reason) {
+            Some(loss) => {
+                loss.count += count;
+                loss.bytes = loss.bytes.saturating_add(bytes);
             }
+            None => self.pending.push(Loss {
+                reason,
+                count,
+                bytes,
+            }),
         }
-        self.any = false;
-        None
     }
 }

@@ -74,6 +74,10 @@ impl Outcome {
 /// When an exchange happened: `CLOCK_MONOTONIC`, nanoseconds, as the process read and wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
+    /// When the request's first byte arrived at the server, or when the connection was ready to be
+    /// accepted, where the byte came before it was; `None` where the kernel side does not tell, for a
+    /// client, and for a request that was read in one go with the end of another one.
+    pub request_arrived_ns: Option<u64>,
     /// First byte of the request.
     pub request_first_ns: u64,
     /// Last byte of the request that passed.
@@ -189,6 +193,10 @@ pub struct ElasticsearchCall {
     pub bulk_items: Vec<BulkItems>,
     /// What a `_cluster/health` answer says of the whole cluster.
     pub cluster: Option<Box<ClusterReport>>,
+    /// The cluster that answered, as the answer's head names it; visible ASCII of at most 128 bytes.
+    pub namespace: Option<Box<str>>,
+    /// The node that answered, likewise.
+    pub node: Option<Box<str>>,
     /// The shape of the query, every literal replaced by `?`; `None` unless asked for.
     pub query_text: Option<Box<str>>,
     /// What should have been read from the bodies and was not.

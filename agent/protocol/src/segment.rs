@@ -22,6 +22,9 @@ pub struct Segment<'a> {
     pub time_ns: u64,
     /// When the last byte before `offset_bytes` moved; 0 when there was none.
     pub previous_ns: u64,
+    /// When the first byte arrived of those that the process had not read before; `None` where the
+    /// kernel side does not tell.
+    pub arrived_ns: Option<u64>,
 }
 
 impl Segment<'_> {

@@ -3,6 +3,7 @@
 use ebpf_common::connection::Cursor;
 
 use crate::http1::decoder::{Content, Decoder, Event, Piece};
+use crate::segment::Segment;
 
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -24,6 +25,9 @@ pub(crate) struct Stream {
     began_inside: bool,
     /// When the first head began.
     first_head_ns: Option<u64>,
+    /// When the last segment was read that a message may begin with, and when its first byte had
+    /// arrived.
+    arrival: Option<(u64, u64)>,
 }
 
 impl Stream {
@@ -41,7 +45,22 @@ impl Stream {
             first_ns: None,
             began_inside: false,
             first_head_ns: None,
+            arrival: None,
         }
+    }
+
+    /// Notes when a segment's first byte arrived, if a message may begin with it.
+    pub(crate) fn note_arrival(&mut self, segment: &Segment<'_>, arrived_ns: u64) {
+        if self.decoder.is_between_messages() && self.position_bytes == segment.offset_bytes {
+            self.arrival = Some((segment.time_ns, arrived_ns));
+        }
+    }
+
+    /// When the first byte arrived of the message whose first byte was read at `first_ns`; told
+    /// once, for of messages that were read together only the first one is known.
+    pub(crate) fn take_arrival_ns(&mut self, first_ns: u64) -> Option<u64> {
+        let (read_ns, arrived_ns) = self.arrival.take()?;
+        (read_ns == first_ns).then_some(arrived_ns)
     }
 
     pub(crate) const fn position_bytes(&self) -> u64 {

@@ -37,6 +37,43 @@ fn keep_alive_with_content_length() {
 }
 
 #[test]
+fn the_arrival_is_that_of_the_segment_that_a_request_begins() {
+    let arrivals = |wire: &mut Wire| -> Vec<_> {
+        let exchanges = wire.exchanges().into_iter();
+        exchanges.map(|e| e.times.request_arrived_ns).collect()
+    };
+    let mut wire = Wire::server();
+    // A head in two segments: the second one's arrival is that of its rest.
+    wire.arrived_ns = Some(3);
+    wire.request(&GET[..9]);
+    wire.arrived_ns = Some(12);
+    wire.request(&GET[9..]);
+    wire.response(OK);
+    assert_eq!(arrivals(&mut wire), [Some(3)]);
+    // One that is not told, and a body whose arrival is not the next request's.
+    wire.request(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n");
+    wire.arrived_ns = Some(wire.now_ns + 1);
+    wire.request(b"body");
+    wire.response(OK);
+    wire.request(GET);
+    wire.response(OK);
+    assert_eq!(arrivals(&mut wire), [None, None]);
+    // Of two that were read together, the second one may have come later.
+    let arrived_ns = wire.now_ns + 4;
+    wire.arrived_ns = Some(arrived_ns);
+    wire.request(&[GET, GET].concat());
+    wire.response(OK);
+    wire.response(OK);
+    assert_eq!(arrivals(&mut wire), [Some(arrived_ns), None]);
+
+    let mut client = Wire::client();
+    client.arrived_ns = Some(1);
+    client.request(GET);
+    client.response(OK);
+    assert_eq!(arrivals(&mut client), [None]);
+}
+
+#[test]
 fn times_are_those_of_the_first_and_last_bytes() {
     let mut wire = Wire::client();
     for part in [

@@ -445,6 +445,7 @@ impl Step {
                 tail,
                 time_ns: *time_ns,
                 previous_ns: time_ns.saturating_sub(1),
+                arrived_ns: time_ns.checked_sub(1),
             }),
             Self::Progress(direction, offset_bytes, last_ns) => {
                 let cursor = Cursor {

@@ -38,6 +38,32 @@ fn a_search_is_told_by_the_product_header() {
 }
 
 #[test]
+fn who_answered_is_told_by_the_heads_fields() {
+    let answered = |fields: &str| {
+        let mut wire = Wire::client();
+        wire.request(SEARCH);
+        let product = "X-elastic-product: Elasticsearch\r\n";
+        wire.response(&response(&format!("{product}{fields}"), ANSWER));
+        let call = call(&mut wire).unwrap();
+        [call.namespace, call.node].map(|name| name.map(String::from))
+    };
+    let told = answered(
+        "X-Found-Handling-Cluster: 9c5f0fae\r\nx-found-handling-instance: instance-0000000001\r\n\
+         X-Opaque-Id: mine\r\n",
+    );
+    let expected = ["9c5f0fae", "instance-0000000001"];
+    assert_eq!(told, expected.map(|name| Some(name.to_owned())));
+    assert_eq!(answered("X-Opaque-Id: mine\r\n"), [None, None]);
+    // Neither long names nor anything that is no name.
+    let long = "x".repeat(129);
+    for name in ["", "two words", "ü", &long] {
+        let fields =
+            format!("X-Found-Handling-Cluster: {name}\r\nX-Found-Handling-Instance: {name}\r\n");
+        assert_eq!(answered(&fields), [None, None], "{name}");
+    }
+}
+
+#[test]
 fn a_chunked_answer_cut_anywhere_is_read_without_its_framing() {
     let (first, second) = ANSWER.split_at(9);
     let body = format!(

@@ -42,6 +42,8 @@ pub struct Config {
     pub tap: Tap,
     /// What is captured, and how much memory that may take.
     pub capture: CaptureConfig,
+    /// What is measured of exchanges beside their duration.
+    pub http: HttpConfig,
     /// Elasticsearch and OpenSearch.
     pub elasticsearch: ElasticsearchConfig,
     /// CPU profiles.
@@ -59,6 +61,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             tap: Tap::default(),
             capture: CaptureConfig::default(),
+            http: HttpConfig::default(),
             elasticsearch: ElasticsearchConfig::default(),
             profile: ProfileConfig::default(),
         }
@@ -225,7 +228,7 @@ pub struct RoutesConfig {
     /// Glob over the service name → its templates (`/users/{id}`). Routes of services without
     /// templates, and paths that fit none, are learned.
     pub templates: BTreeMap<String, Vec<String>>,
-    /// Routes that a service may have; the rest share one overflow route.
+    /// Routes that a service may have; beyond, those that are used least share one.
     pub max_per_service: usize,
 }
 
@@ -311,6 +314,20 @@ impl Default for CaptureConfig {
             ring_bytes: 2 * 1024 * 1024,
             max_connections: 65_536,
         }
+    }
+}
+
+/// What is measured of exchanges beside their duration.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// How long requests waited for their server to read them.
+    pub queue_time: bool,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { queue_time: true }
     }
 }
 

@@ -219,7 +219,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         (
             "listn: 127.0.0.1:1",
             "t.yaml: unknown key `listn`, did you mean `listen`?; allowed here: listen, log, otlp, \
-             targets, routes, metrics, tap, capture, elasticsearch, profile",
+             targets, routes, metrics, tap, capture, http, elasticsearch, profile",
         ),
         (
             "otlp: {endpont: x}",
@@ -486,7 +486,7 @@ proptest! {
     #[test]
     fn any_value_of_any_key_is_survived_and_refused_in_one_line(
         key in prop::sample::select(vec![
-            "listen", "log", "otlp", "targets", "routes", "metrics", "tap", "capture", "elasticsearch",
+            "listen", "log", "otlp", "targets", "routes", "metrics", "tap", "capture", "http", "elasticsearch",
             "profile", "elasticsearch.poll", "otlp.timeout", "otlp.headers", "otlp.endpoint", "capture.bytes", "capture.ring_bytes",
             "metrics.buckets", "targets.include", "routes.templates", "profile.max_duration", "nothing",
         ]),

@@ -9,7 +9,7 @@ use super::{Config, ConfigError, TargetRule};
 use crate::profiler::{MAX_HZ, MAX_SECONDS};
 
 /// Histograms whose buckets can be set, by their names on the metrics page.
-pub const HISTOGRAMS: [&str; 12] = [
+pub const HISTOGRAMS: [&str; 13] = [
     "http_server_request_duration_seconds",
     "http_client_request_duration_seconds",
     "http_server_time_to_first_byte_seconds",
@@ -22,6 +22,7 @@ pub const HISTOGRAMS: [&str; 12] = [
     "db_client_operation_duration_seconds",
     "elasticsearch_took_seconds",
     "elasticsearch_overhead_seconds",
+    "elasticsearch_server_operation_duration_seconds",
 ];
 
 pub(super) const HEADERS: &str = "header names and values as HTTP allows them (`key=value,…`)";

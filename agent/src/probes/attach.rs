@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, ProgramError};
 
-use super::load::{Loaded, TapVariant, privilege_hint};
+use super::load::{ArrivalVariant, Loaded, TapVariant, privilege_hint};
 
 /// A kernel program and what becomes of the agent without it.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +25,13 @@ pub enum When {
     Always,
     /// As a part of this tap.
     Tap(TapVariant),
+    /// Where this tells of arrivals.
+    Arrivals(ArrivalVariant),
 }
 
 /// Every probe of `telltale run`, in the order of attaching: what notes the end of things before
 /// what lets them begin.
-pub const PROBES: [Probe; 7] = [
+pub const PROBES: [Probe; 9] = [
     Probe {
         tracepoint: "sched_process_exec",
         when: When::Always,
@@ -53,6 +55,18 @@ pub const PROBES: [Probe; 7] = [
         when: When::Always,
         purpose: "resets, time-outs, half-closed connections",
         fallback: Some("a reset looks like an early end"),
+    },
+    Probe {
+        tracepoint: ArrivalVariant::Socket.tracepoint(),
+        when: When::Arrivals(ArrivalVariant::Socket),
+        purpose: "queue time: arrival of requests",
+        fallback: Some("no queue time"),
+    },
+    Probe {
+        tracepoint: ArrivalVariant::Segment.tracepoint(),
+        when: When::Arrivals(ArrivalVariant::Segment),
+        purpose: "queue time: arrival of requests over TCP",
+        fallback: Some("no queue time"),
     },
     Probe {
         tracepoint: "sock_send_length",
@@ -101,7 +115,7 @@ pub struct AttachError {
 /// The first probe that has no fallback and cannot be attached.
 pub fn attach(loaded: &mut Loaded) -> Result<Vec<ProbeReport>, AttachError> {
     let mut reports = Vec::with_capacity(PROBES.len());
-    for probe in wanted(loaded.tap) {
+    for probe in wanted(loaded) {
         let result = attach_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint);
         match result {
             Err(source) if probe.fallback.is_none() => {
@@ -119,7 +133,7 @@ pub fn attach(loaded: &mut Loaded) -> Result<Vec<ProbeReport>, AttachError> {
 
 /// Verifies every wanted probe without attaching it: what `telltale check` shows.
 pub fn verify(loaded: &mut Loaded) -> Vec<ProbeReport> {
-    wanted(loaded.tap)
+    wanted(loaded)
         .map(|probe| ProbeReport {
             probe,
             result: verify_one(&mut loaded.ebpf, &loaded.btf, probe.tracepoint).map(|(_, n)| n),
@@ -127,10 +141,13 @@ pub fn verify(loaded: &mut Loaded) -> Vec<ProbeReport> {
         .collect()
 }
 
-fn wanted(tap: TapVariant) -> impl Iterator<Item = Probe> {
-    PROBES
-        .into_iter()
-        .filter(move |probe| matches!(probe.when, When::Always) || probe.when == When::Tap(tap))
+fn wanted(loaded: &Loaded) -> impl Iterator<Item = Probe> + use<> {
+    let (tap, arrivals) = (loaded.tap, loaded.arrivals);
+    PROBES.into_iter().filter(move |probe| match probe.when {
+        When::Always => true,
+        When::Tap(variant) => variant == tap,
+        When::Arrivals(variant) => Some(variant) == arrivals,
+    })
 }
 
 fn attach_one(ebpf: &mut Ebpf, btf: &aya::Btf, name: &str) -> Result<Option<u32>, ProgramError> {

@@ -27,6 +27,33 @@ impl TapVariant {
     }
 }
 
+/// What tells when bytes arrived at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArrivalVariant {
+    /// `sk_data_ready` (6.3+).
+    Socket,
+    /// `tcp_probe`: TCP alone, and also at each bare acknowledgement.
+    Segment,
+}
+
+impl ArrivalVariant {
+    /// The tracepoint, which its program is named after.
+    #[must_use]
+    pub const fn tracepoint(self) -> &'static str {
+        match self {
+            Self::Socket => "sk_data_ready",
+            Self::Segment => "tcp_probe",
+        }
+    }
+
+    /// The best that the kernel has; `None` where it has none.
+    fn choose(btf: &Btf) -> Option<Self> {
+        let both = [Self::Socket, Self::Segment];
+        both.into_iter()
+            .find(|variant| btf.has_tracepoint(variant.tracepoint()))
+    }
+}
+
 /// Capacities and choices that are fixed once the programs are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
@@ -40,6 +67,8 @@ pub struct LoadOptions {
     pub max_connections: u32,
     /// Which tap.
     pub tap: Tap,
+    /// Whether the arrival of bytes is watched.
+    pub queue_time: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -52,6 +81,7 @@ impl LoadOptions {
         ring_bytes: 4096,
         max_connections: 1,
         tap: Tap::Walk,
+        queue_time: false,
         verbose: false,
     };
 }
@@ -97,6 +127,8 @@ pub struct Loaded {
     pub rings: u32,
     /// The tap that fits this kernel.
     pub tap: TapVariant,
+    /// What tells of arrivals; `None` where they are not watched.
+    pub arrivals: Option<ArrivalVariant>,
 }
 
 /// Loads the object for this kernel.
@@ -105,11 +137,12 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, has_socket_tap, tracepoints) = {
+    let (offsets, has_socket_tap, arrivals, tracepoints) = {
         let btf = Btf::of_kernel()?;
         (
             offsets::resolve(&btf)?,
             btf.has_tracepoint("sock_send_length"),
+            ArrivalVariant::choose(&btf).filter(|_| options.queue_time),
             btf.tracepoints(),
         )
     };
@@ -120,7 +153,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         0 => cpus.clamp(1, MAX_RINGS),
         rings => rings.min(MAX_RINGS),
     };
-    let config = constants(options, offsets, rings);
+    let config = constants(options, offsets, rings, arrivals.is_some());
     lift_memory_lock();
     let btf = aya::Btf::parse(&tracepoints, aya::Endianness::default())?;
     drop(tracepoints);
@@ -133,6 +166,9 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
         .map_max_entries("SCRATCH", 2 * cpus);
+    if arrivals.is_none() {
+        loader.map_max_entries("FIRST_ARRIVALS", 1);
+    }
     for (index, name) in RING_MAPS.iter().enumerate() {
         let used = index < rings as usize;
         loader.map_max_entries(name, if used { options.ring_bytes } else { 4096 });
@@ -144,6 +180,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         btf,
         rings,
         tap,
+        arrivals,
     })
 }
 
@@ -173,12 +210,13 @@ pub const RING_MAPS: [&str; MAX_RINGS as usize] = [
     "SOCKET_RING_7",
 ];
 
-fn constants(options: &LoadOptions, offsets: Offsets, rings: u32) -> Config {
+fn constants(options: &LoadOptions, offsets: Offsets, rings: u32, arrivals: bool) -> Config {
     Config {
         offsets,
         syscalls: offsets::syscalls(),
         agent_pid: std::process::id(),
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
         rings,
+        queue_time: arrivals.into(),
     }
 }

@@ -29,6 +29,7 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         task_files: btf.offset("task_struct", "files")?,
         task_mm: btf.offset("task_struct", "mm")?,
         task_stack: optional("task_struct", "stack"),
+        task_fs_base: optional("task_struct", "thread.fsbase"),
         task_tgid: btf.offset("task_struct", "tgid")?,
         task_real_parent: btf.offset("task_struct", "real_parent")?,
         task_exit_code: btf.offset("task_struct", "exit_code")?,
@@ -64,6 +65,8 @@ pub fn resolve(btf: &Btf) -> Result<Offsets, BtfError> {
         tcp_rcv_nxt: btf.offset("tcp_sock", "rcv_nxt")?,
         tcp_ulp_ops: btf.offset("inet_connection_sock", "icsk_ulp_ops")?,
         unix_peer: optional("unix_sock", "peer"),
+        sock_unread: btf.offset("sock", "sk_receive_queue.qlen")?,
+        skb_control: btf.offset("sk_buff", "cb")?,
     })
 }
 

@@ -1,11 +1,45 @@
 //! Draining a ring: hand every record to a closure.
+//!
+//! The kernel's ring buffer as `kernel/bpf/ringbuf.c` lays it out for user space: a page with the
+//! reader's position, a page with the writers' position, the records. A reader of our own for two
+//! reasons. A writer looks at the reader's position for every record: where it is stored for every
+//! record as well, that cache line travels between the two CPUs all the time. And a record that
+//! goes round the end is put together here, so that the pages are mapped once, not twice.
 
-use aya::maps::{MapData, MapError, RingBuf};
-use aya::{Ebpf, maps::Map};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aya::Ebpf;
+use aya::maps::{Map, MapData, MapError};
+use memmap2::{MmapOptions, MmapRaw};
+
+/// `BPF_RINGBUF_BUSY_BIT`: the record is still being written.
+const BUSY: u32 = 1 << 31;
+/// `BPF_RINGBUF_DISCARD_BIT`: the writer changed its mind.
+const DISCARDED: u32 = 1 << 30;
+/// `BPF_RINGBUF_HDR_SZ`: length and page offset before each record.
+const HEADER_BYTES: u64 = 8;
 
 /// One ring buffer and its only reader.
 pub struct Ring {
-    ring: RingBuf<MapData>,
+    /// Programs that are loaded later name the map by this descriptor.
+    _map: MapData,
+    reader: Reader,
+}
+
+/// A ring's memory.
+struct Reader {
+    /// The reader's position, the one page that may be written.
+    position: MmapRaw,
+    /// The writers' position, and after a page the records.
+    records: MmapRaw,
+    page_bytes: usize,
+    /// A power of two.
+    capacity_bytes: u64,
+    /// Bytes read since the ring was made.
+    consumed: u64,
+    /// A record that goes round the end.
+    joined: Vec<u8>,
 }
 
 /// A map of the object is not what the agent takes it for.
@@ -22,7 +56,15 @@ pub enum RingError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The map is of another kind, or could not be mapped into memory.
+    /// The ring could not be mapped into memory.
+    #[error("cannot map ring `{name}`: {source}")]
+    Memory {
+        /// The map's name.
+        name: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The map is of another kind, or the kernel does not tell what it is.
     #[error("cannot use map `{name}`: {source}")]
     Map {
         /// The map's name.
@@ -38,25 +80,237 @@ impl Ring {
     /// # Errors
     /// Where there is none, or it cannot be mapped.
     pub fn take(ebpf: &mut Ebpf, name: &str) -> Result<Self, RingError> {
-        let map: Map = ebpf
-            .take_map(name)
-            .ok_or_else(|| RingError::NoMap(name.to_owned()))?;
-        let ring = RingBuf::try_from(map).map_err(|source| RingError::Map {
+        let Some(Map::RingBuf(data)) = ebpf.take_map(name) else {
+            return Err(RingError::NoMap(name.to_owned()));
+        };
+        let error = |source: MapError| RingError::Map {
             name: name.to_owned(),
             source,
-        })?;
-        Ok(Self { ring })
+        };
+        let capacity = data.info().map_err(error)?.max_entries();
+        let reader =
+            Reader::map(data.fd().as_fd(), capacity).map_err(|source| RingError::Memory {
+                name: name.to_owned(),
+                source,
+            })?;
+        Ok(Self { _map: data, reader })
     }
 
     /// Hands at most `limit` waiting records to `handle`; returns how many there were.
-    pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(&[u8])) -> usize {
+    pub fn drain(&mut self, limit: usize, handle: impl FnMut(&[u8])) -> usize {
+        self.reader.drain(limit, handle)
+    }
+}
+
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "mappings begin at a page, records at a multiple of eight bytes"
+)]
+impl Reader {
+    /// Maps a ring of `capacity_bytes`, a power of two.
+    fn map(ring: BorrowedFd<'_>, capacity_bytes: u32) -> std::io::Result<Self> {
+        let page_bytes = rustix::param::page_size();
+        let mut position = MmapOptions::new();
+        position.len(page_bytes);
+        let mut records = MmapOptions::new();
+        records
+            .offset(page_bytes as u64)
+            .len(page_bytes + capacity_bytes as usize);
+        Ok(Self {
+            position: position.map_raw(&ring)?,
+            records: records.map_raw_read_only(&ring)?,
+            page_bytes,
+            capacity_bytes: u64::from(capacity_bytes),
+            consumed: 0,
+            joined: Vec::new(),
+        })
+    }
+
+    fn drain(&mut self, limit: usize, mut handle: impl FnMut(&[u8])) -> usize {
+        // Writers find room again well before the ring is read to its end.
+        let stride = self.capacity_bytes / 16;
+        let mut stored = self.consumed;
+        let produced = self.produced();
         let mut count = 0;
         while count < limit
-            && let Some(record) = self.ring.next()
+            && self.consumed < produced
+            && let Some(header) = self.header()
         {
-            handle(&record);
-            count += 1;
+            let len = u64::from(header & !(BUSY | DISCARDED)).min(self.capacity_bytes);
+            if header & DISCARDED == 0 {
+                handle(self.record(len));
+                count += 1;
+            }
+            self.consumed += (HEADER_BYTES + len).next_multiple_of(8);
+            if self.consumed - stored >= stride {
+                stored = self.consumed;
+                self.store();
+            }
+        }
+        if self.consumed != stored {
+            self.store();
         }
         count
+    }
+
+    /// Bytes written since the ring was made, records under way among them.
+    fn produced(&self) -> u64 {
+        // SAFETY: the mapping begins with this aligned word, which the kernel writes atomically.
+        unsafe { &*self.records.as_ptr().cast::<AtomicU64>() }.load(Ordering::Acquire)
+    }
+
+    /// Tells writers how far the ring has been read.
+    fn store(&self) {
+        // SAFETY: the mapping begins with this aligned word, and nobody else writes it.
+        unsafe { &*self.position.as_mut_ptr().cast::<AtomicU64>() }
+            .store(self.consumed, Ordering::Release);
+    }
+
+    /// Length and flags of the next record; `None` while it is being written.
+    fn header(&self) -> Option<u32> {
+        let at = self.offset(self.consumed);
+        // SAFETY: records are aligned to eight bytes, so that a header lies within the mapping.
+        let word = unsafe { &*self.records.as_ptr().add(at).cast::<AtomicU32>() };
+        let header = word.load(Ordering::Acquire);
+        (header & BUSY == 0).then_some(header)
+    }
+
+    /// The `len` bytes of the next record, which is complete.
+    fn record(&mut self, len: u64) -> &[u8] {
+        let first = self.consumed + HEADER_BYTES;
+        let at = self.offset(first);
+        let until_end = self.page_bytes + self.capacity_bytes as usize - at;
+        let len = len as usize;
+        // SAFETY: `at` and what follows it lie in the mapping, and nobody writes a complete record
+        // until the reader's position has passed it.
+        let piece = |at: usize, len: usize| unsafe {
+            std::slice::from_raw_parts(self.records.as_ptr().add(at), len)
+        };
+        if len <= until_end {
+            return piece(at, len);
+        }
+        self.joined.clear();
+        self.joined.extend_from_slice(piece(at, until_end));
+        self.joined
+            .extend_from_slice(piece(self.page_bytes, len - until_end));
+        &self.joined
+    }
+
+    /// Where in `records` the byte at a position of the stream of records is.
+    fn offset(&self, position: u64) -> usize {
+        self.page_bytes + (position & (self.capacity_bytes - 1)) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAPACITY: u32 = 4096;
+
+    /// What the kernel's side does, in a file of the same layout.
+    struct Writer {
+        file: std::fs::File,
+        page: u64,
+        produced: u64,
+    }
+
+    impl Writer {
+        fn new() -> Self {
+            let file = tempfile::tempfile().expect("a file");
+            let page = rustix::param::page_size() as u64;
+            file.set_len(2 * page + u64::from(CAPACITY)).expect("room");
+            Self {
+                file,
+                page,
+                produced: 0,
+            }
+        }
+
+        fn reader(&self) -> Reader {
+            Reader::map(self.file.as_fd(), CAPACITY).expect("a mapping")
+        }
+
+        /// Whether there was room.
+        fn write(&mut self, record: &[u8], flags: u32) -> bool {
+            let mut consumed = [0; 8];
+            self.file.read_exact_at(&mut consumed, 0).expect("a word");
+            let end = (self.produced + HEADER_BYTES + record.len() as u64).next_multiple_of(8);
+            if end - u64::from_ne_bytes(consumed) > u64::from(CAPACITY) {
+                return false;
+            }
+            self.write_header(self.produced, record.len() as u32 | flags);
+            self.put(self.produced + HEADER_BYTES, record);
+            self.produced = end;
+            self.file
+                .write_all_at(&end.to_ne_bytes(), self.page)
+                .expect("the position");
+            true
+        }
+
+        fn write_header(&self, position: u64, header: u32) {
+            self.put(position, &header.to_ne_bytes());
+        }
+
+        fn put(&self, position: u64, bytes: &[u8]) {
+            let at = position % u64::from(CAPACITY);
+            let until_end = bytes.len().min((u64::from(CAPACITY) - at) as usize);
+            for (at, piece) in [(at, &bytes[..until_end]), (0, &bytes[until_end..])] {
+                let written = self.file.write_all_at(piece, 2 * self.page + at);
+                written.expect("a write");
+            }
+        }
+    }
+
+    fn drained(reader: &mut Reader, limit: usize) -> Vec<Vec<u8>> {
+        let mut records = Vec::new();
+        let count = reader.drain(limit, |record| records.push(record.to_vec()));
+        assert_eq!(count, records.len());
+        records
+    }
+
+    #[test]
+    fn a_record_under_way_holds_up_those_behind_it() {
+        let mut writer = Writer::new();
+        let mut reader = writer.reader();
+        assert!(writer.write(b"first", 0));
+        assert!(writer.write(b"second", BUSY));
+        assert!(writer.write(b"third", 0));
+        assert_eq!(drained(&mut reader, 9), [b"first"]);
+        assert!(drained(&mut reader, 9).is_empty());
+        writer.write_header(16, 6);
+        assert_eq!(drained(&mut reader, 9), [&b"second"[..], b"third"]);
+    }
+
+    proptest! {
+        /// Any records, some of them discarded, read in any portions, are read as they were
+        /// written, round the ring's end too, and make room again.
+        #[test]
+        fn reads_what_was_written(
+            steps in proptest::collection::vec((0_usize..1500, any::<bool>(), 0_usize..6), 1..200),
+        ) {
+            let mut writer = Writer::new();
+            let mut reader = writer.reader();
+            let mut expected = std::collections::VecDeque::new();
+            for (index, (len, is_discarded, limit)) in steps.into_iter().enumerate() {
+                let record: Vec<u8> = (index..index + len).map(|byte| byte as u8).collect();
+                let flags = if is_discarded { DISCARDED } else { 0 };
+                if !writer.write(&record, flags) {
+                    let records = drained(&mut reader, usize::MAX);
+                    prop_assert_eq!(records, expected.drain(..).collect::<Vec<_>>());
+                    prop_assert!(writer.write(&record, flags));
+                }
+                if !is_discarded {
+                    expected.push_back(record);
+                }
+                for record in drained(&mut reader, limit) {
+                    prop_assert_eq!(Some(record), expected.pop_front());
+                }
+            }
+        }
     }
 }

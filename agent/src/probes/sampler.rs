@@ -13,6 +13,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArra
 use aya::programs::{PerfEvent, ProgramError, ProgramFd};
 use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
+use ebpf_common::python::{FRAME_WORDS, MAX_PYTHON_FRAMES};
 use ebpf_common::sample::{
     MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader,
 };
@@ -65,17 +66,38 @@ pub struct RawSample<'a> {
     pub key: &'a SampleKey,
     /// Kernel addresses, leaf first.
     pub kernel: &'a [u64],
-    /// User addresses, leaf first.
+    /// User addresses, leaf first, or what [`Sampler::read_stacks`] was given in their place.
     pub user: &'a [u64],
+    /// See [`Translated::interpreter_missing`].
+    pub interpreter_missing: bool,
     /// Samples.
     pub count: u64,
 }
 
-/// The addresses of a stack and how many of them, from the front, are the kernel's.
+/// A stack as it was captured.
 #[derive(Debug)]
 struct Stack {
-    addresses: Box<[u64]>,
-    kernel_frames: usize,
+    kernel: Box<[u64]>,
+    user: Translated,
+}
+
+/// The user's part of a stack, as it is reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Addresses and what stands for frames of an interpreter, leaf first.
+    pub user: Box<[u64]>,
+    /// Not all of those could be read, or placed among the addresses.
+    pub interpreter_missing: bool,
+}
+
+/// The user's part of a stack that is new.
+#[derive(Debug)]
+pub struct UserStack<'a> {
+    /// Addresses, leaf first.
+    pub native: &'a [u64],
+    /// Words of the interpreter's frames (see [`ebpf_common::python`]). Where there are any, the
+    /// native frames that run them are marked.
+    pub python: &'a [u64],
 }
 
 /// The sampling program that this kernel takes.
@@ -234,16 +256,29 @@ impl Sampler {
         })
     }
 
-    /// Reads the stacks that are new and tells each one's key and user addresses. To be called ten
-    /// times a second while the clocks run, so that the ring has room and a process is still there to be asked.
-    pub fn read_stacks(&mut self, mut seen: impl FnMut(&SampleKey, &[u64])) {
+    /// Reads the stacks that are new and tells each one's key and user's part, in whose place
+    /// something else may be put. To be called ten times a second while the clocks run, so that the
+    /// ring has room and a process is still there to be asked.
+    pub fn read_stacks(
+        &mut self,
+        mut seen: impl FnMut(&SampleKey, UserStack<'_>) -> Option<Translated>,
+    ) {
         while let Some(record) = self.ring.next() {
-            if let Some((key, stack)) = decode(&record) {
-                seen(&key, &stack.addresses[stack.kernel_frames..]);
-                self.stacks.insert(key, stack);
-            } else {
+            let Some((key, words, parts)) = decode(&record) else {
                 self.broken += 1;
-            }
+                continue;
+            };
+            let (kernel, rest) = words.split_at(parts.kernel);
+            let (python, native) = rest.split_at(parts.python);
+            let user = seen(&key, UserStack { native, python });
+            let stack = Stack {
+                kernel: kernel.into(),
+                user: user.unwrap_or_else(|| Translated {
+                    user: native.into(),
+                    interpreter_missing: false,
+                }),
+            };
+            self.stacks.insert(key, stack);
         }
     }
 
@@ -269,11 +304,11 @@ impl Sampler {
         for (key, count) in read {
             self.counts.remove(&key)?;
             if let Some(stack) = self.stacks.remove(&key) {
-                let (kernel, user) = stack.addresses.split_at(stack.kernel_frames);
                 sample(RawSample {
                     key: &key,
-                    kernel,
-                    user,
+                    kernel: &stack.kernel,
+                    user: &stack.user.user,
+                    interpreter_missing: stack.user.interpreter_missing,
                     count,
                 });
             } else {
@@ -427,28 +462,32 @@ fn share_losses(ebpf: &aya::Ebpf) -> Result<PerCpuArray<MapData, u64>, SamplerEr
     Ok(Map::PerCpuArray(MapData::from_fd(fd)?).try_into()?)
 }
 
+/// How many words of a record are of each part but the last.
+struct Parts {
+    kernel: usize,
+    python: usize,
+}
+
 /// A record of the sample ring; `None` where its length is not what its header says.
-fn decode(record: &[u8]) -> Option<(SampleKey, Stack)> {
-    let (header, addresses) = record.split_at_checked(size_of::<StackHeader>())?;
+fn decode(record: &[u8]) -> Option<(SampleKey, Vec<u64>, Parts)> {
+    let (header, words) = record.split_at_checked(size_of::<StackHeader>())?;
     // SAFETY: `header` has exactly the bytes of a `StackHeader`, whose every bit pattern is a
     // value; the read asks for no alignment.
     let header: StackHeader = unsafe { header.as_ptr().cast::<StackHeader>().read_unaligned() };
     let (kernel, user) = (header.kernel_frames as usize, header.user_frames as usize);
-    if kernel > MAX_KERNEL_FRAMES || user > MAX_USER_FRAMES {
+    let python = header.python_words as usize;
+    if kernel > MAX_KERNEL_FRAMES
+        || user > MAX_USER_FRAMES
+        || python > FRAME_WORDS * MAX_PYTHON_FRAMES
+    {
         return None;
     }
-    let (words, rest) = addresses.as_chunks::<{ size_of::<u64>() }>();
-    if words.len() != kernel + user || !rest.is_empty() {
+    let (words, rest) = words.as_chunks::<{ size_of::<u64>() }>();
+    if words.len() != kernel + python + user || !rest.is_empty() {
         return None;
     }
-    let addresses = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
-    Some((
-        header.key,
-        Stack {
-            addresses,
-            kernel_frames: kernel,
-        },
-    ))
+    let words = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+    Some((header.key, words, Parts { kernel, python }))
 }
 
 #[cfg(test)]
@@ -456,26 +495,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn record(kernel_frames: u32, user_frames: u32, addresses: &[u64]) -> Vec<u8> {
+    fn record(kernel_frames: u32, python_words: u32, user_frames: u32, words: &[u64]) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<SampleKey>()];
-        bytes.extend(kernel_frames.to_ne_bytes());
-        bytes.extend(user_frames.to_ne_bytes());
-        bytes.extend(addresses.iter().flat_map(|address| address.to_ne_bytes()));
+        for count in [kernel_frames, user_frames, python_words, 0] {
+            bytes.extend(count.to_ne_bytes());
+        }
+        bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
         bytes
     }
 
     #[test]
-    fn a_record_decodes_into_its_two_parts() {
-        let (_, stack) = decode(&record(1, 2, &[10, 20, 30])).unwrap();
-        assert_eq!(&*stack.addresses, [10, 20, 30]);
-        assert_eq!(stack.kernel_frames, 1);
+    fn a_record_decodes_into_its_parts() {
+        let (_, words, parts) = decode(&record(1, 2, 1, &[10, 20, 30, 40])).unwrap();
+        assert_eq!(words, [10, 20, 30, 40]);
+        assert_eq!((parts.kernel, parts.python), (1, 2));
     }
 
     #[test]
     fn a_record_of_another_length_is_refused() {
-        assert!(decode(&record(1, 1, &[10, 20, 30])).is_none());
-        assert!(decode(&record(2, 2, &[10, 20, 30])).is_none());
-        assert!(decode(&record(128, 0, &[0; 128])).is_none());
+        assert!(decode(&record(1, 0, 1, &[10, 20, 30])).is_none());
+        assert!(decode(&record(2, 0, 2, &[10, 20, 30])).is_none());
+        assert!(decode(&record(1, 2, 1, &[10, 20, 30])).is_none());
+        assert!(decode(&record(128, 0, 0, &[0; 128])).is_none());
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use aya::Pod;
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
+use ebpf_common::python::PythonProcess;
 use ebpf_common::unwind::{RowBlock, UnwindMapping, UnwindProcess, UnwindRule};
 
 use super::sampler::SamplerError;
@@ -16,6 +17,7 @@ pub struct UnwindMaps {
     pages: MapData,
     rules: MapData,
     mappings: MapData,
+    python: MapData,
     processes: BpfHashMap<MapData, u32, UnwindProcess>,
 }
 
@@ -34,6 +36,7 @@ impl UnwindMaps {
             pages: array("UNWIND_PAGES")?,
             rules: array("UNWIND_RULES")?,
             mappings: array("UNWIND_MAPPINGS")?,
+            python: array("PYTHON_PROCESSES")?,
             processes: ebpf
                 .take_map("UNWIND_PROCESSES")
                 .ok_or(SamplerError::Missing("UNWIND_PROCESSES"))?
@@ -71,6 +74,14 @@ impl UnwindMaps {
     /// The kernel's answer.
     pub fn set_mappings(&self, first: u32, mappings: &[UnwindMapping]) -> io::Result<()> {
         update_range(&self.mappings, first, mappings)
+    }
+
+    /// Says where the interpreter of element `index` keeps its frames.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_python(&self, index: u32, process: PythonProcess) -> io::Result<()> {
+        update(&self.python, &[index], &[process])
     }
 
     /// Makes a process known; from now on it is walked by its rows.

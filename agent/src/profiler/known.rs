@@ -5,11 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebpf_common::python::NATIVE_MARK;
 use ebpf_common::sample::SampleKey;
+use profile::python::PYTHON_FRAME;
 use profile::{Counted, Thread};
 
+use super::python::PythonFrames;
 use super::target::Identity;
 use super::unwind::Unwinder;
+use crate::probes::sampler::{Translated, UserStack};
 use crate::process::{Process, ProcessTable};
 use crate::symbolize::{ImageKey, Images, Request};
 
@@ -30,6 +34,7 @@ pub(super) struct Known {
     /// Met since something was forgotten last: their samples may still be in the kernel's map.
     young: HashSet<ImageKey>,
     unwinder: Unwinder,
+    python: PythonFrames,
 }
 
 impl Known {
@@ -40,6 +45,7 @@ impl Known {
             images: Images::new("/proc"),
             identities: HashMap::new(),
             young: HashSet::new(),
+            python: PythonFrames::new("/proc", unwinder.python().clone()),
             unwinder,
         }
     }
@@ -49,18 +55,24 @@ impl Known {
         self.unwinder.prepare(pid, PREPARATION);
     }
 
-    /// Learns what has to be known of a sampled process before it ends.
-    pub(super) fn observe(&mut self, key: &SampleKey, user: &[u64]) {
+    /// Learns what has to be known of a sampled process before it ends. Where it runs an interpreter,
+    /// gives back its stack with the interpreter's frames.
+    pub(super) fn observe(&mut self, key: &SampleKey, stack: &UserStack<'_>) -> Option<Translated> {
         let image = ImageKey {
             pid: key.pid,
             image: key.image,
         };
         self.unwinder.observe(key);
-        self.images.observe(image, key.tid, user);
+        let native: Vec<_> = stack
+            .native
+            .iter()
+            .map(|word| word & !NATIVE_MARK)
+            .collect();
+        self.images.observe(image, key.tid, &native);
         if self.identities.len() < MAX_IDENTITIES {
             let identity = || {
                 // The kernel's own threads have no memory of their own, and no executable.
-                let process = if key.image == 0 && user.is_empty() {
+                let process = if key.image == 0 && native.is_empty() {
                     Arc::new(Process::unknown(key.pid, KERNEL))
                 } else {
                     self.processes.lookup(key.pid)
@@ -72,6 +84,7 @@ impl Known {
                 identity()
             });
         }
+        self.python.translate(key, stack)
     }
 
     /// Who a sampled thread belongs to.
@@ -106,7 +119,16 @@ impl Known {
         let images = keys
             .iter()
             .filter_map(|key| Some((*key, self.images.get(*key)?.clone())));
+        let mut python = HashMap::new();
+        for frame in counted.iter().flat_map(|counted| &counted.stack.user) {
+            if frame & PYTHON_FRAME != 0
+                && let Some(function) = self.python.function(*frame)
+            {
+                python.entry(*frame).or_insert_with(|| function.clone());
+            }
+        }
         Request {
+            python,
             images: images.collect(),
             services: services.collect(),
             counted,
@@ -118,12 +140,14 @@ impl Known {
         let mut kept = sampled;
         kept.extend(self.young.drain());
         self.images.retain(&kept);
+        self.python.retain(&kept);
         self.identities.retain(|key, _| kept.contains(key));
     }
 
     /// Forgets everything and closes the files.
     pub(super) fn clear(&mut self) {
         self.images.clear();
+        self.python.clear();
         self.identities.clear();
         self.young.clear();
     }
@@ -145,18 +169,22 @@ mod tests {
             flags: 0,
             comm: [0; 16],
         };
+        let nothing = UserStack {
+            native: &[],
+            python: &[],
+        };
         let image = |image| ImageKey {
             pid: std::process::id(),
             image,
         };
-        known.observe(&key(1), &[]);
-        known.observe(&key(2), &[]);
+        known.observe(&key(1), &nothing);
+        known.observe(&key(2), &nothing);
         // Their samples may not have been read yet.
         known.retain(HashSet::new());
         assert_eq!(known.identities.len(), 2);
         known.retain(HashSet::from([image(2)]));
         assert_eq!(known.identities.keys().collect::<Vec<_>>(), [&image(2)]);
-        known.observe(&key(1), &[]);
+        known.observe(&key(1), &nothing);
         known.retain(HashSet::new());
         assert_eq!(known.identities.keys().collect::<Vec<_>>(), [&image(1)]);
     }

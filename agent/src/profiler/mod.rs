@@ -5,6 +5,7 @@
 
 mod error;
 mod known;
+pub mod python;
 mod recorder;
 mod session;
 mod target;

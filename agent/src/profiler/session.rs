@@ -144,6 +144,7 @@ pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
         truncated: flags & stack_flags::KERNEL_TRUNCATED != 0,
         end: StackEnd::of_flags(flags),
         by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
+        interpreter_missing: sample.interpreter_missing,
     }
 }
 
@@ -180,6 +181,7 @@ mod tests {
             comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
         };
         let sample = RawSample {
+            interpreter_missing: false,
             key: &key,
             kernel: &[1],
             user: &[2],

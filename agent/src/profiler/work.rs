@@ -227,7 +227,7 @@ impl Worker {
         }
         let Self { sampler, known, .. } = self;
         if self.running.is_some() {
-            sampler.read_stacks(|key, user| known.observe(key, user));
+            sampler.read_stacks(|key, stack| known.observe(key, &stack));
         }
         let window_full = self
             .recorder
@@ -335,7 +335,7 @@ impl Worker {
             recorder,
             ..
         } = self;
-        sampler.read_stacks(|key, user| known.observe(key, user));
+        sampler.read_stacks(|key, stack| known.observe(key, &stack));
         sampler.read_counts(|sample| {
             for session in &mut *sessions {
                 session.add(&sample, known, clock_hz);
@@ -388,7 +388,7 @@ impl Worker {
     fn rest(&mut self) {
         self.sampler.stop();
         // What nobody waited for must not be in the way of the next profile.
-        self.sampler.read_stacks(|_, _| ());
+        self.sampler.read_stacks(|_, _| None);
         if let Err(error) = self.sampler.read_counts(|_| ()) {
             tracing::warn!(error = chain(&error), "samples were not read");
         }

@@ -33,6 +33,7 @@ pub(crate) fn observation(service: &str, role: Role, route: &str) -> Observation
             status: Some(200),
             http_minor_version: 1,
             times: Times {
+                request_arrived_ns: None,
                 request_first_ns: start_ns,
                 request_last_ns: start_ns + MILLISECOND_NS,
                 response_first_ns: Some(start_ns + 4 * MILLISECOND_NS),
@@ -76,6 +77,8 @@ pub(crate) fn search(service: &str) -> Observation {
         batch_size: None,
         bulk_items: Vec::new(),
         cluster: None,
+        namespace: None,
+        node: None,
         query_text: None,
         unknown: Vec::new(),
     }));

@@ -70,6 +70,14 @@ pub(super) fn duration_ns(exchange: &Exchange) -> u64 {
     end.saturating_sub(times.request_first_ns)
 }
 
+/// From the arrival of the request's first byte to the read that took it, nanoseconds; `None` where
+/// the arrival is not known.
+pub(super) fn queued_ns(exchange: &Exchange) -> Option<u64> {
+    let times = &exchange.times;
+    let arrived_ns = times.request_arrived_ns?;
+    Some(times.request_first_ns.saturating_sub(arrived_ns))
+}
+
 /// Host and port of a server.
 pub(super) type Server<'a> = (&'a str, Option<u16>);
 

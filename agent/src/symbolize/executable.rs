@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use object::read::ReadCache;
 use object::{Object, ObjectSection, ObjectSegment, SectionKind};
+use profile::python::PythonFile;
 use profile::unwind::UnwindSections;
 use profile::{BuildId, Mapping};
 
@@ -99,6 +100,13 @@ impl Executable {
         let cache = ReadCache::new(&self.file);
         let sections = UnwindSections::of_elf(&cache).ok()?;
         Some(read(&sections))
+    }
+
+    /// The CPython in the file, where there is one.
+    #[must_use]
+    pub fn python(&self) -> Option<PythonFile> {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        PythonFile::of_elf(&ReadCache::new(&self.file), name)
     }
 
     /// Where the file places its code; `None` for a file that is not ELF.

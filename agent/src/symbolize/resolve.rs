@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use profile::python::PYTHON_FRAME;
 use profile::{
-    Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackEnd, StackTrace, Unwind,
+    Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackEnd, StackTrace,
+    SymbolizedFrame, Unwind,
 };
 
 use super::executable::FileIdentity;
@@ -23,6 +25,8 @@ pub struct Request {
     pub images: HashMap<ImageKey, Image>,
     /// Service of each process image.
     pub services: HashMap<ImageKey, Arc<str>>,
+    /// Functions of what stands in stacks for frames of Python.
+    pub python: HashMap<u64, SymbolizedFrame>,
 }
 
 /// Parts of a [`profile::Profile`].
@@ -43,6 +47,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
         counted,
         images,
         services,
+        python,
     } = request;
     let mut table = FrameTable::default();
     let placed: Vec<_> = counted
@@ -56,7 +61,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
             (counted, stack)
         })
         .collect();
-    table.name_frames(names, &images);
+    table.name_frames(names, &images, &python);
     let unknown: Arc<str> = "unknown".into();
     let samples = placed
         .into_iter()
@@ -97,6 +102,8 @@ enum Place {
     File(FileIdentity, u64),
     /// An offset into the vDSO.
     Vdso(u64),
+    /// A frame of Python, by what stands for it.
+    Python(u64),
     /// An absolute address of one process image: code without a file.
     Own(ImageKey, u64),
 }
@@ -125,8 +132,12 @@ impl FrameTable {
             let mapping = self.mapping(kernel_mapping);
             frames.push(self.frame(Place::Kernel(address), address, Some(mapping)));
         }
-        for address in lookup_addresses(&stack.user) {
-            let Some(frame) = self.user_frame(names, key, image, address) else {
+        for (address, looked_up) in stack.user.iter().zip(lookup_addresses(&stack.user)) {
+            if address & PYTHON_FRAME != 0 {
+                frames.push(self.frame(Place::Python(*address), 0, None));
+                continue;
+            }
+            let Some(frame) = self.user_frame(names, key, image, looked_up) else {
                 return frames;
             };
             frames.push(frame);
@@ -197,7 +208,12 @@ impl FrameTable {
     }
 
     /// Gives every frame its functions, one look at each source.
-    fn name_frames(&mut self, names: &mut Names, images: &HashMap<ImageKey, Image>) {
+    fn name_frames(
+        &mut self,
+        names: &mut Names,
+        images: &HashMap<ImageKey, Image>,
+        python: &HashMap<u64, SymbolizedFrame>,
+    ) {
         let mut kernel = Group::default();
         let mut vdso = Group::default();
         let mut files: HashMap<FileIdentity, Group> = HashMap::new();
@@ -208,6 +224,10 @@ impl FrameTable {
                 Place::Vdso(offset) => vdso.push((offset, *frame)),
                 Place::File(file, address) => {
                     files.entry(file).or_default().push((address, *frame));
+                }
+                Place::Python(number) => {
+                    let functions = &mut self.frames[*frame].functions;
+                    functions.extend(python.get(&number).cloned());
                 }
                 Place::Own(key, address) => own.entry(key).or_default().push((address, *frame)),
             }
@@ -255,6 +275,13 @@ impl FrameTable {
 
     /// How far the stack was followed.
     fn unwind(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
+        match self.unwind_native(stack, frames) {
+            Unwind::Complete if stack.interpreter_missing => Unwind::Interpreter,
+            unwind => unwind,
+        }
+    }
+
+    fn unwind_native(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
         if stack.user.is_empty() {
             return Unwind::NoUserStack;
         }
@@ -285,12 +312,12 @@ impl FrameTable {
         }
     }
 
-    /// Is one of the frame's functions of that kind?
+    /// Is one of the frame's functions of that kind? Frames of an interpreter lie in no file, and
+    /// may have any name.
     fn is(&self, frame: FrameIndex, kind: impl Fn(&str) -> bool) -> bool {
-        self.frames[frame]
-            .functions
-            .iter()
-            .any(|function| kind(&function.name))
+        let frame = &self.frames[frame];
+        let mut functions = frame.functions.iter();
+        frame.mapping.is_some() && functions.any(|function| kind(&function.name))
     }
 }
 
@@ -409,8 +436,10 @@ mod tests {
             truncated,
             end: StackEnd::Zero,
             by_frame_pointer: true,
+            interpreter_missing: false,
         };
         let request = Request {
+            python: HashMap::new(),
             counted: vec![Counted {
                 thread: thread(image),
                 stack,
@@ -481,6 +510,7 @@ mod tests {
             ..StackTrace::default()
         };
         let request = Request {
+            python: HashMap::new(),
             counted: vec![Counted {
                 thread: thread(1),
                 stack,

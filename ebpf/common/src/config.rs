@@ -22,6 +22,8 @@ pub struct Offsets {
     pub task_mm: u32,
     /// `task_struct.stack`, or [`MISSING`].
     pub task_stack: u32,
+    /// `task_struct.thread.fsbase`, or [`MISSING`].
+    pub task_fs_base: u32,
     /// `task_struct.tgid`
     pub task_tgid: u32,
     /// `task_struct.real_parent`
@@ -92,6 +94,10 @@ pub struct Offsets {
     pub tcp_rcv_nxt: u32,
     /// `inet_connection_sock.icsk_ulp_ops`, with which every `tcp_sock` begins.
     pub tcp_ulp_ops: u32,
+    /// `sock.sk_receive_queue.qlen`: buffers that nobody has read.
+    pub sock_unread: u32,
+    /// `sk_buff.cb`: the protocol's own data of a packet.
+    pub skb_control: u32,
 }
 
 /// Numbers of the system calls that move bytes, on the architecture that the agent runs on.
@@ -138,6 +144,8 @@ pub struct Config {
     pub capture_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
+    /// 1: the arrival of bytes is noted for [`crate::connection::SocketData::arrived_ns`]; 0: not.
+    pub queue_time: u32,
 }
 
 /// Most bytes that one record captures.

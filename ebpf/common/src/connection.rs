@@ -133,6 +133,10 @@ pub struct SocketData {
     pub opposite: Cursor,
     /// Address of the kernel's `struct sock`: the key of the connection map.
     pub socket: u64,
+    /// See [`ConnectionState::arrived_ns`]. Of a segment that the process reads, it is when the
+    /// first of its bytes arrived where it lies between `previous_ns` and `time_ns`; otherwise
+    /// that is not known.
+    pub arrived_ns: u64,
 }
 
 /// Why (half of) a connection ended.
@@ -198,14 +202,64 @@ pub struct ConnectionClosed {
 pub mod protocol_state {
     /// Nothing recognized yet.
     pub const UNKNOWN: u8 = 0;
-    /// A message of HTTP/1 was seen.
-    pub const HTTP1: u8 = 1;
+    /// A message of HTTP/1 was seen, and the process receives the requests.
+    pub const HTTP1_SERVER: u8 = 1;
     /// Neither HTTP nor TLS after its first segments: costs nothing from now on.
     pub const OTHER: u8 = 2;
     /// TLS: the bytes say nothing.
     pub const TLS: u8 = 3;
-    /// HTTP/1 by a client that does not wait for its answers: more is captured.
-    pub const PIPELINED: u8 = 4;
+    /// A message of HTTP/1 was seen, and the process sends the requests.
+    pub const HTTP1_CLIENT: u8 = 4;
+}
+
+/// Value of the map of sockets that nobody has read yet, keyed by the address of `struct sock`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FirstArrival {
+    /// When the connection was ready to be accepted; 0 where that was not seen.
+    pub ready_ns: u64,
+    /// Where the queue time of its first bytes begins; 0 until some have arrived.
+    pub arrived_ns: u64,
+}
+
+/// What [`ConnectionState::kept`] holds: in its lowest three bits and in the three from the fifth on, how far the
+/// end of a chunked body has come in ingress and in egress.
+pub mod kept {
+    /// A request was sent before the one before it was answered: more is captured.
+    pub const PIPELINED: u8 = 0x80;
+
+    /// The last bytes of a stream, as far as they may be the beginning of what ends a chunked body, in
+    /// three bits. `last` holds them with the newest in the lowest place.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(last: u32) -> u8 {
+        match (last, last & 0xff_ffff, last & 0xffff, last & 0xff) {
+            (0x30_0d_0a_0d, ..) => 4,
+            (_, 0x0d_0a_0d, ..) => 7,
+            (_, 0x30_0d_0a, ..) => 3,
+            (_, _, 0x0d_0a, _) => 6,
+            (_, _, 0x30_0d, _) => 2,
+            (.., 0x0d) => 5,
+            (.., 0x30) => 1,
+            _ => 0,
+        }
+    }
+
+    /// The bytes that [`pack`] kept.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unpack(kept: u8) -> u32 {
+        match kept & 7 {
+            1 => 0x30,
+            2 => 0x30_0d,
+            3 => 0x30_0d_0a,
+            4 => 0x30_0d_0a_0d,
+            5 => 0x0d,
+            6 => 0x0d_0a,
+            7 => 0x0d_0a_0d,
+            _ => 0,
+        }
+    }
 }
 
 /// Value of the connection map, keyed by the address of `struct sock`. The agent reads it to ask
@@ -226,7 +280,9 @@ pub struct ConnectionState {
     /// Process that last moved bytes.
     pub pid: u32,
     /// One of [`family`].
-    pub family: u16,
+    pub family: u8,
+    /// See [`kept`].
+    pub kept: u8,
     /// Ring that this connection's records go to.
     pub ring: u8,
     /// One of [`protocol_state`].
@@ -254,9 +310,9 @@ pub struct ConnectionState {
     pub ports: [u16; 2],
     /// Inode number of the socket's network namespace.
     pub network_namespace: u32,
-    /// The last four bytes of ingress (0) and egress (1), the newest in the lowest place; kept where
-    /// bytes are not captured.
-    pub tails: [u32; 2],
+    /// When bytes last arrived at a socket that had none to read: `CLOCK_MONOTONIC`, nanoseconds.
+    /// They are unread as long as no read came later; 0 where arrivals are not watched.
+    pub arrived_ns: u64,
 }
 
 // SAFETY: plain integers without implicit padding; every bit pattern is a value.

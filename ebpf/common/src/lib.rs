@@ -10,6 +10,7 @@ pub mod config;
 pub mod connection;
 pub mod loss;
 pub mod process;
+pub mod python;
 pub mod sample;
 pub mod unwind;
 
@@ -46,7 +47,7 @@ impl RecordKind {
 
 const _: () = {
     assert!(size_of::<connection::ConnectionOpened>() == 80);
-    assert!(size_of::<connection::SocketData>() == 80);
+    assert!(size_of::<connection::SocketData>() == 88);
     assert!(size_of::<connection::ConnectionClosed>() == 56);
     assert!(size_of::<connection::ConnectionState>() == 136);
     assert!(size_of::<process::ProcessExec>() == 48);

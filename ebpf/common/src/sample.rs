@@ -44,9 +44,11 @@ pub mod stack_flags {
     pub const BY_FRAME_POINTER: u32 = 4;
     /// All callers were: nothing was known of the process.
     pub const PROCESS_UNKNOWN: u32 = 8;
+    /// The interpreter's frames end early: they could not be read, or are more than are captured.
+    pub const PYTHON_CUT: u32 = 16;
 }
 
-/// Start of a record in the sample ring; `kernel_frames + user_frames` addresses follow.
+/// Start of a record in the sample ring; `kernel_frames + python_words + user_frames` words follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct StackHeader {
@@ -56,6 +58,10 @@ pub struct StackHeader {
     pub kernel_frames: u32,
     /// Addresses of the user part.
     pub user_frames: u32,
+    /// Words of the interpreter's frames (see [`python`](crate::python)).
+    pub python_words: u32,
+    /// Always 0.
+    pub padding: u32,
 }
 
 /// What is sampled: element 0 of the map `SAMPLER`.
@@ -70,7 +76,7 @@ pub struct SamplerState {
 
 const _: () = {
     assert!(size_of::<SampleKey>() == 56);
-    assert!(size_of::<StackHeader>() == 64);
+    assert!(size_of::<StackHeader>() == 72);
     assert!(size_of::<SamplerState>() == 8);
 };
 

@@ -181,6 +181,11 @@ pub struct UnwindProcess {
     pub first_mapping: u32,
     /// Its ranges.
     pub mappings: u32,
+    /// Its element in `PYTHON_PROCESSES`; 0 where it does not run CPython, or of a kind that is not
+    /// known.
+    pub python: u32,
+    /// Always 0.
+    pub padding: u32,
 }
 
 /// Why the walk over a user stack ended: bits 8 to 15 of `SampleKey::flags`.
@@ -364,7 +369,7 @@ pub fn caller_by_frame_pointer(
 const _: () = {
     assert!(size_of::<UnwindRule>() == 8);
     assert!(size_of::<UnwindMapping>() == 32);
-    assert!(size_of::<UnwindProcess>() == 16);
+    assert!(size_of::<UnwindProcess>() == 24);
     assert!(MAX_BLOCKS * BLOCK_ROWS == 1 << 22);
     assert!(BLOCK_ROWS as u64 >= PAGE_BYTES);
 };

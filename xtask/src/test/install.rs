@@ -70,6 +70,22 @@ pub(crate) fn prepare(suites: &[String], install: bool) -> Result<Vec<Variable>>
         .collect())
 }
 
+/// The Python environment with the servers of the tests, made where it is not there.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn python_environment() -> Result<PathBuf> {
+    let mut folders = FOLDERS.iter();
+    let folder = folders
+        .find(|folder| matches!(folder.recipe, Recipe::Python))
+        .context("no Python environment is listed")?;
+    if !folder.is_fresh() {
+        println!("making {}: {}", folder.path().display(), folder.what);
+        folder.make()?;
+    }
+    Ok(folder.value())
+}
+
 /// Folder of all that the tests need and the system does not hold.
 fn tools() -> PathBuf {
     paths::target().join("test-tools")

@@ -15,12 +15,14 @@ use clap::Args;
 use crate::command::cargo;
 use crate::run::build_agent;
 use crate::{host, paths};
+pub(crate) use install::python_environment;
 use install::{Variable, prepare};
 use outcome::{Outcome, print_summary};
 
 #[derive(Args)]
 pub(crate) struct Test {
-    /// End-to-end suites to run alone, named as the files of tests/tests; all without one
+    /// End-to-end suites to run alone, named as the files of tests/tests; without one, all but
+    /// `elasticsearch_versions`, which needs a JDK of 21 or newer
     suites: Vec<String>,
     /// Run the unit and property tests alone, which need nothing but Rust
     #[arg(long, conflicts_with = "suites")]
@@ -80,7 +82,8 @@ fn selected_suites(arguments: &Test) -> Result<Vec<String>> {
         );
     }
     Ok(if arguments.suites.is_empty() {
-        known
+        let is_default = |suite: &String| !prerequisites::ON_DEMAND.contains(&suite.as_str());
+        known.into_iter().filter(is_default).collect()
     } else {
         arguments.suites.clone()
     })

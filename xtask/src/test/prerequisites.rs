@@ -27,6 +27,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("promtool", "prometheus", COLLECTOR),
     // Privileges, and the kernel's own view.
     program("setpriv", "util-linux", SERVERS),
+    program("chrt", "util-linux", &["waiting"]),
     program("bpftool", "bpftool", SERVERS),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
@@ -46,9 +47,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("npm", "npm", SERVERS_AND_SEARCH),
     program("go", "golang-go", COLLECTOR),
     // A JDK: the nodes' main classes are compiled when they start.
-    program("javac", "default-jdk-headless", SEARCH),
-    program("mvn", "maven", SEARCH),
+    program("javac", "default-jdk-headless", SEARCH_ANY),
+    program("mvn", "maven", SEARCH_ANY),
 ];
+
+/// Suites that run only when they are named: their servers need a JDK that Debian 12 does not have.
+pub(crate) const ON_DEMAND: &[&str] = &["elasticsearch_versions"];
 
 const SERVERS: &[&str] = &[
     "workloads",
@@ -59,6 +63,7 @@ const SERVERS: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
 ];
 const SERVERS_AND_SEARCH: &[&str] = &[
     "workloads",
@@ -69,6 +74,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
     "elasticsearch",
     "elasticsearch_services",
 ];
@@ -81,6 +87,7 @@ const PYTHON: &[&str] = &[
     "lifecycle",
     "failures",
     "monitoring",
+    "waiting",
     "elasticsearch",
     "elasticsearch_services",
     "deploy",
@@ -89,8 +96,13 @@ const PYTHON: &[&str] = &[
 /// Suites that need nothing: client and server are threads of the test.
 #[cfg(test)]
 const ALONE: &[&str] = &["accounting", "exchanges"];
-const COLLECTOR: &[&str] = &["workloads", "monitoring", "elasticsearch"];
+const COLLECTOR: &[&str] = &["workloads", "monitoring", "waiting", "elasticsearch"];
 const SEARCH: &[&str] = &["elasticsearch", "elasticsearch_services"];
+const SEARCH_ANY: &[&str] = &[
+    "elasticsearch",
+    "elasticsearch_services",
+    "elasticsearch_versions",
+];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
 const UNWIND: &[&str] = &["unwind"];
 
@@ -172,6 +184,38 @@ pub(crate) const FOLDERS: &[Folder] = &[
         sources: &["elasticsearch/pom.xml"],
         recipe: Recipe::Maven,
         suites: SEARCH,
+    },
+    Folder {
+        what: "OpenSearch 1",
+        name: "opensearch-1",
+        variable: "TELLTALE_OPENSEARCH_1_CP",
+        sources: &["opensearch-1/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "OpenSearch 3",
+        name: "opensearch-3",
+        variable: "TELLTALE_OPENSEARCH_3_CP",
+        sources: &["opensearch-3/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "Elasticsearch 8",
+        name: "elasticsearch-8",
+        variable: "TELLTALE_ELASTICSEARCH_8_CP",
+        sources: &["elasticsearch-8/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
+    },
+    Folder {
+        what: "Elasticsearch 9",
+        name: "elasticsearch-9",
+        variable: "TELLTALE_ELASTICSEARCH_9_CP",
+        sources: &["elasticsearch-9/pom.xml"],
+        recipe: Recipe::Maven,
+        suites: ON_DEMAND,
     },
 ];
 

@@ -94,6 +94,7 @@ fn apply(step: &Step<'_>, connection: &mut Connection, cursors: &mut [Cursor; 2]
                 tail,
                 time_ns: now_ns,
                 previous_ns: previous.last_ns,
+                arrived_ns: Some(now_ns),
             });
         }
         Step::Stray {
@@ -110,6 +111,7 @@ fn apply(step: &Step<'_>, connection: &mut Connection, cursors: &mut [Cursor; 2]
             tail: &[],
             time_ns: *time_ns,
             previous_ns: 0,
+            arrived_ns: Some(*time_ns),
         }),
         Step::Progress { egress, bytes } => {
             let cursor = &mut cursors[usize::from(*egress)];

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use protocol::elasticsearch::{Cluster, Request, Response, is_candidate, observe, product_from_header};
+use protocol::elasticsearch::{Cluster, HandledBy, Request, Response, is_candidate, observe, product_from_header};
 use protocol::observation::SearchProduct;
 
 #[derive(Debug, arbitrary::Arbitrary)]
@@ -46,9 +46,12 @@ fuzz_target!(|input: Input<'_>| {
         body: input.request_body,
         body_complete: true,
     };
+    let mut handled_by = HandledBy::default();
+    handled_by.read(input.field.0, input.field.1);
     let response = Response {
         status: input.status,
         product: product_from_header(input.field.0, input.field.1),
+        handled_by,
         content_type: Some(b"application/json"),
         content_encoding,
         body: input.body,

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use protocol::elasticsearch::{Cluster, Request, Response, observe};
+use protocol::elasticsearch::{Cluster, HandledBy, Request, Response, observe};
 use protocol::observation::SearchProduct;
 
 #[derive(Debug, arbitrary::Arbitrary)]
@@ -29,6 +29,7 @@ fuzz_target!(|input: Input<'_>| {
     let response = Response {
         status: Some(input.status),
         product: None,
+        handled_by: HandledBy::default(),
         content_type: Some(b"application/json"),
         content_encoding: None,
         body: input.answer,

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use protocol::elasticsearch::{Cluster, Request, Response, observe, path_parameters};
+use protocol::elasticsearch::{Cluster, HandledBy, Request, Response, observe, path_parameters};
 use protocol::observation::SearchProduct;
 
 #[derive(Debug, arbitrary::Arbitrary)]
@@ -27,6 +27,7 @@ fuzz_target!(|input: Input<'_>| {
     let response = Response {
         status: input.status,
         product: input.told.then_some(SearchProduct::Elasticsearch),
+        handled_by: HandledBy::default(),
         content_type: None,
         content_encoding: None,
         body: b"",

@@ -9,7 +9,7 @@ use crate::http1::head::{RequestHead, ResponseHead, complete};
 use crate::http1::method::{Beginning, Kind, beginning};
 use crate::in_flight::{Answer, InFlight};
 use crate::loss::LossReason;
-use crate::observation::Outcome;
+use crate::observation::{Outcome, Role};
 use crate::pairing::{AnswerGaps, RequestGaps};
 
 /// How a stream goes on behind the head of an answer.
@@ -91,6 +91,9 @@ impl Connection {
             Some(parsed) => parsed.framing,
             None => None,
         };
+        if role == Role::Server {
+            entry.set_arrival(self.stream(direction).take_arrival_ns(head.first_ns));
+        }
         if let Some(parsed) = &parsed {
             entry.watch_search(parsed, self.search_cluster.is_some());
         }
@@ -311,14 +314,14 @@ impl Connection {
 
     /// Ends exchanges that will not be complete. `ended_ns`: when the connection ended, if it did.
     fn finish_each(&mut self, entries: Vec<InFlight>, outcome: Outcome, ended_ns: Option<u64>) {
-        let (cluster, limits) = (self.search_cluster.clone(), self.limits);
+        let cluster = self.search_cluster.as_ref();
         if entries.iter().any(|entry| !entry.request_done) {
             self.request_open = false;
         }
         self.observations.extend(
             entries
                 .into_iter()
-                .map(|entry| entry.finish(outcome, ended_ns, cluster.as_ref(), &limits)),
+                .map(|entry| entry.finish(outcome, ended_ns, cluster, &self.limits)),
         );
     }
 

@@ -4,6 +4,7 @@ mod messages;
 mod reading;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ebpf_common::connection::{CloseReason, Cursor, Direction};
 
@@ -24,7 +25,8 @@ use crate::stream::Stream;
 /// what came of it with [`Self::poll_observation`] and [`Self::poll_loss`] until both are `None`.
 #[derive(Debug)]
 pub struct Connection {
-    limits: Limits,
+    /// One for all connections, of which there are many.
+    limits: Arc<Limits>,
     ingress: Stream,
     egress: Stream,
     /// Which way requests go; `None` until a head told.
@@ -43,11 +45,12 @@ pub struct Connection {
 impl Connection {
     /// A connection of which nothing was seen yet. Its first bytes may be the middle of a message.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: impl Into<Arc<Limits>>) -> Self {
+        let limits = limits.into();
         Self {
-            limits,
             ingress: Stream::new(Decoder::new(limits.head_bytes)),
             egress: Stream::new(Decoder::new(limits.head_bytes)),
+            limits,
             request_direction: None,
             pairing: Pairing::default(),
             parking: Parking::default(),

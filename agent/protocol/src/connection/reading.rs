@@ -35,6 +35,9 @@ impl Connection {
         {
             return;
         }
+        if let Some(arrived_ns) = segment.arrived_ns {
+            self.stream(direction).note_arrival(segment, arrived_ns);
+        }
         for (offset_bytes, bytes) in [
             (segment.offset_bytes, segment.captured),
             (

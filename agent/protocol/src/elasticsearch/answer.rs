@@ -297,14 +297,12 @@ fn first<T>(member: &mut Option<T>, value: Option<T>) {
     }
 }
 
+/// A whole number without a sign, as long as 64 bits hold it.
 pub(super) fn number(word: &[u8]) -> Option<u64> {
-    // `parse` would take a sign as well.
-    let digits = word.iter().all(u8::is_ascii_digit);
-    if digits {
-        str::from_utf8(word).ok()?.parse().ok()
-    } else {
-        None
-    }
+    word.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| byte - b'0')?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    })
 }
 
 fn boolean(word: &[u8]) -> Option<bool> {

@@ -2,6 +2,7 @@
 //!
 //! The table is `endpoints/endpoints.txt`; what it was made from is told there and in the README beside.
 
+use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 use super::operations::Reading;
@@ -10,6 +11,9 @@ use super::path::is_index_expression;
 /// Operation, methods (joined by commas) and path template, a line each.
 const TABLE: &str = include_str!("../../endpoints/endpoints.txt");
 
+/// Methods of the APIs.
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"];
+
 /// One line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
@@ -17,51 +21,72 @@ pub(super) struct Endpoint {
     pub(super) operation: &'static str,
     /// What its answer tells.
     pub(super) reading: Reading,
-    methods: &'static str,
     /// Path template; parameters are whole segments, in braces.
     pub(super) template: &'static str,
+    /// Whether the path names a mapping type (`/books/novel/1`), as it could up to Elasticsearch 7 and
+    /// OpenSearch 1. Such a path has nothing else that tells the API.
+    pub(super) has_type: bool,
+    /// The number of the segment that is the index expression.
+    pub(super) index_segment: Option<usize>,
+    /// A bit for each of [`METHODS`].
+    methods: u8,
 }
 
 impl Endpoint {
-    fn allows(self, method: &str) -> bool {
-        self.methods.split(',').any(|allowed| allowed == method)
-    }
-
-    /// Whether the path names a mapping type (`/books/novel/1`), as it could up to Elasticsearch 7 and
-    /// OpenSearch 1. Such a path has nothing else that tells the API.
-    pub(super) fn has_type(self) -> bool {
-        self.template.starts_with("/{index}/{type}")
+    fn of_line(line: &'static str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let operation = fields.next()?;
+        let methods = fields.next()?.split(',').map(method_bit);
+        let template = fields.next().filter(|path| path.starts_with('/'))?;
+        let endpoint = Self {
+            operation,
+            reading: Reading::of(operation),
+            template,
+            has_type: template.starts_with("/{index}/{type}"),
+            index_segment: index_segment(template),
+            methods: methods.fold(0, |all, bit| all | bit),
+        };
+        fields.next().is_none().then_some(endpoint)
     }
 
     /// Names of the template's parameters, with the number of their segment.
-    pub(super) fn parameters(self) -> impl Iterator<Item = (usize, &'static str)> {
-        let segments = self.template[1..].split('/').enumerate();
-        segments.filter_map(|(at, segment)| Some((at, parameter(segment)?)))
+    pub(super) fn parameters(&self) -> impl Iterator<Item = (usize, &'static str)> + use<> {
+        parameters(self.template)
     }
+}
 
-    /// The number of the segment that is the index expression. What stands first in a path is one,
-    /// whatever the template calls it; a data stream is used like an index.
-    pub(super) fn index_segment(self) -> Option<usize> {
-        let mut named = self.parameters();
-        let index = named.find(|(at, name)| *at == 0 || *name == "index");
-        index.map(|(at, _)| at).or_else(|| {
-            let is_data_stream = self.template.starts_with("/_data_stream/{name}");
-            is_data_stream.then_some(1)
-        })
-    }
+fn parameters(template: &'static str) -> impl Iterator<Item = (usize, &'static str)> {
+    let segments = template[1..].split('/').enumerate();
+    segments.filter_map(|(at, segment)| Some((at, parameter(segment)?)))
+}
+
+/// What stands first in a path is an index expression, whatever the template calls it; a data stream is
+/// used like an index.
+fn index_segment(template: &'static str) -> Option<usize> {
+    let index = parameters(template).find(|(at, name)| *at == 0 || *name == "index");
+    index.map(|(at, _)| at).or_else(|| {
+        let is_data_stream = template.starts_with("/_data_stream/{name}");
+        is_data_stream.then_some(1)
+    })
+}
+
+/// 0 for a method that is none of the APIs'.
+fn method_bit(method: &str) -> u8 {
+    let at = METHODS.iter().position(|known| *known == method);
+    at.map_or(0, |at| 1 << at)
 }
 
 /// The endpoint of a path's segments; a literal goes before a parameter, so that `/_search` is never
 /// an index, and a template that comes first in the table before another.
-pub(super) fn find(method: &str, segments: &[&str]) -> Option<Endpoint> {
-    TRIE.find(method, segments, 0)
+pub(super) fn find(method: &str, segments: &[&str]) -> Option<&'static Endpoint> {
+    TRIE.find(method_bit(method), segments, 0)
 }
 
 static TRIE: LazyLock<Node> = LazyLock::new(Node::of_table);
 
 #[derive(Debug, Default)]
 struct Node {
-    /// Sorted.
+    /// Sorted by [`by_length`].
     literals: Vec<(&'static str, Self)>,
     /// By the parameter's name, in the order of the table, a mapping type last.
     parameters: Vec<(&'static str, Self)>,
@@ -72,17 +97,12 @@ struct Node {
 /// The lines of the table. One that is none (a test has it that there are none) is left out.
 pub(super) fn lines() -> impl Iterator<Item = Endpoint> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| {
-        let mut fields = line.split(' ');
-        let operation = fields.next()?;
-        let endpoint = Endpoint {
-            operation,
-            reading: Reading::of(operation),
-            methods: fields.next()?,
-            template: fields.next().filter(|path| path.starts_with('/'))?,
-        };
-        fields.next().is_none().then_some(endpoint)
-    })
+    lines.filter_map(Endpoint::of_line)
+}
+
+/// An order that mostly needs no look at the texts.
+fn by_length(one: &str, other: &str) -> Ordering {
+    one.len().cmp(&other.len()).then_with(|| one.cmp(other))
 }
 
 impl Node {
@@ -116,20 +136,21 @@ impl Node {
     }
 
     fn sort(&mut self) {
-        self.literals.sort_unstable_by_key(|(name, _)| *name);
+        self.literals
+            .sort_unstable_by(|(one, _), (other, _)| by_length(one, other));
         self.parameters.sort_by_key(|(name, _)| *name == "type");
         let children = self.literals.iter_mut().chain(&mut self.parameters);
         children.for_each(|(_, node)| node.sort());
     }
 
-    fn find(&self, method: &str, segments: &[&str], depth: usize) -> Option<Endpoint> {
+    fn find(&self, method: u8, segments: &[&str], depth: usize) -> Option<&Endpoint> {
         let Some((segment, rest)) = segments.split_first() else {
-            let mut endpoints = self.endpoints.iter().copied();
-            return endpoints.find(|endpoint| endpoint.allows(method));
+            let mut endpoints = self.endpoints.iter();
+            return endpoints.find(|endpoint| endpoint.methods & method != 0);
         };
         let literal = self
             .literals
-            .binary_search_by_key(segment, |(name, _)| *name);
+            .binary_search_by(|(name, _)| by_length(name, segment));
         if let Ok(at) = literal
             && let Some(found) = self.literals[at].1.find(method, rest, depth + 1)
         {
@@ -209,13 +230,21 @@ mod tests {
     fn every_line_of_the_table_is_an_endpoint_and_is_found_again() {
         let written = TABLE.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(written, lines().count());
+        // No method of the table is unknown.
+        for line in TABLE.lines().filter(|line| !line.starts_with('#')) {
+            let methods = line.split(' ').nth(1).unwrap_or_default();
+            assert!(
+                methods.split(',').all(|method| method_bit(method) != 0),
+                "{line}"
+            );
+        }
         for endpoint in lines() {
             let path = endpoint.template.replace(['{', '}'], "");
-            for method in endpoint.methods.split(',') {
-                assert!(
-                    matches!(method, "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "PATCH"),
-                    "{endpoint:?}"
-                );
+            assert_ne!(endpoint.methods, 0, "{endpoint:?}");
+            for method in METHODS
+                .iter()
+                .filter(|method| endpoint.methods & method_bit(method) != 0)
+            {
                 let found = resolve(method, &path).map(|target| target.operation());
                 assert_eq!(found, Some(endpoint.operation), "{endpoint:?}");
             }

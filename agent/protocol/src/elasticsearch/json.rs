@@ -6,6 +6,8 @@
 
 use memchr::memchr2;
 
+use super::nesting;
+
 /// A scalar, or the beginning of something larger that has been skipped or is still to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -18,12 +20,10 @@ pub(super) enum Kind {
     Null,
 }
 
-/// Brackets and the quote that begins a string.
-const STRUCTURAL: u8 = 1;
 /// What ends a number or a literal.
-const WORD_END: u8 = 2;
+const WORD_END: u8 = 1;
 /// Whitespace.
-const SPACE: u8 = 4;
+const SPACE: u8 = 2;
 
 /// What each byte is, for loops that look at one after the other.
 static CLASSES: [u8; 256] = {
@@ -31,9 +31,7 @@ static CLASSES: [u8; 256] = {
     let mut byte = 0;
     while byte < 256 {
         classes[byte] = match byte as u8 {
-            b'{' | b'[' | b'"' => STRUCTURAL,
-            b'}' | b']' => STRUCTURAL | WORD_END,
-            b',' => WORD_END,
+            b'}' | b']' | b',' => WORD_END,
             b' ' | b'\t' | b'\n' | b'\r' => WORD_END | SPACE,
             _ => 0,
         };
@@ -151,23 +149,9 @@ impl<'a> Scanner<'a> {
     }
 
     fn skip_nested(&mut self) -> Option<()> {
-        let mut depth = 0_usize;
-        loop {
-            let at = self.rest.iter().position(|byte| is(*byte, STRUCTURAL))?;
-            self.rest = &self.rest[at..];
-            match self.rest[0] {
-                b'"' => {
-                    self.raw_string()?;
-                    continue;
-                }
-                b'{' | b'[' => depth += 1,
-                _ => depth -= 1,
-            }
-            self.rest = &self.rest[1..];
-            if depth == 0 {
-                return Some(());
-            }
-        }
+        let len = nesting::len_bytes(self.rest)?;
+        self.rest = &self.rest[len..];
+        Some(())
     }
 
     fn skip_whitespace(&mut self) {

@@ -24,6 +24,7 @@ mod body;
 mod bulk;
 mod endpoints;
 mod json;
+mod nesting;
 mod operations;
 mod path;
 mod query;
@@ -32,6 +33,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use crate::http1::fields;
 use crate::observation::{BulkAction, BulkOutcome, ElasticsearchCall, SearchProduct, Unknown};
 
 use answer::Answer;
@@ -84,6 +86,8 @@ pub struct Response<'a> {
     pub status: Option<u16>,
     /// What [`product_from_header`] found among the response's fields.
     pub product: Option<SearchProduct>,
+    /// What [`HandledBy::read`] found among them.
+    pub handled_by: HandledBy<'a>,
     /// Value of `Content-Type`.
     pub content_type: Option<&'a [u8]>,
     /// Value of `Content-Encoding`.
@@ -92,6 +96,30 @@ pub struct Response<'a> {
     pub body: &'a [u8],
     /// Whether `body` is all of it.
     pub body_complete: bool,
+}
+
+/// Who answered, as the proxies of Elastic Cloud say in every answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandledBy<'a> {
+    /// `X-Found-Handling-Cluster`.
+    pub cluster: Option<&'a str>,
+    /// `X-Found-Handling-Instance`.
+    pub node: Option<&'a str>,
+}
+
+impl<'a> HandledBy<'a> {
+    /// Takes a response field in, where it is one of the two. `name` in any case; a value that is not
+    /// visible ASCII of at most 128 bytes is none.
+    ///
+    /// Source: OpenTelemetry's conventions for Elasticsearch clients, `db.namespace` and
+    /// `elasticsearch.node.name`.
+    pub fn read(&mut self, name: &[u8], value: &'a [u8]) {
+        if name.eq_ignore_ascii_case(b"x-found-handling-cluster") {
+            self.cluster = fields::id(value);
+        } else if name.eq_ignore_ascii_case(b"x-found-handling-instance") {
+            self.node = fields::id(value);
+        }
+    }
 }
 
 /// Whether the bodies of an exchange are worth keeping for [`observe`] while nothing else is known: the
@@ -178,6 +206,8 @@ pub fn observe(
         batch_size: None,
         bulk_items: Vec::new(),
         cluster: None,
+        namespace: response.handled_by.cluster.map(Into::into),
+        node: response.handled_by.node.map(Into::into),
         query_text: None,
         unknown: Vec::new(),
     };
@@ -246,7 +276,7 @@ impl<'a> Place<'a> {
         let has_types = may_have_types(response);
         let resolved = |path| {
             let target = path::resolve(request.method, path);
-            target.filter(|target| has_types || !target.endpoint.has_type())
+            target.filter(|target| has_types || !target.endpoint.has_type)
         };
         let prefixes = known.into_iter().flat_map(|known| known.prefixes.iter());
         for prefix in prefixes {
@@ -292,7 +322,7 @@ impl<'a> Place<'a> {
         answer: &Answer<'_>,
     ) -> Option<Self> {
         if answer.has_error_text {
-            let has_type = |target: &Target<'_>| target.endpoint.has_type();
+            let has_type = |target: &Target<'_>| target.endpoint.has_type;
             self.target = self.target.filter(|target| !has_type(target));
         }
         let is_told = response.product.is_some() || self.is_known;

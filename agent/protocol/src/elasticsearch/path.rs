@@ -17,8 +17,8 @@ const MAX_COLLECTION_BYTES: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target<'a> {
     /// The table's line.
-    pub(super) endpoint: Endpoint,
-    segments: Segments<'a>,
+    pub(super) endpoint: &'static Endpoint,
+    path: &'a str,
 }
 
 impl<'a> Target<'a> {
@@ -29,17 +29,18 @@ impl<'a> Target<'a> {
 
     /// The index expression, percent-decoded; empty where the path has none.
     pub(super) fn collection(&self) -> Box<str> {
-        let index = self.endpoint.index_segment();
-        let raw = index.and_then(|at| self.segments.as_slice().get(at).copied());
+        let raw = self.endpoint.index_segment.and_then(|at| self.segment(at));
         raw.map_or_else(Default::default, |raw| bounded(&percent_decoded(raw)))
     }
 
     /// Names and values (percent-decoded) of what the path fills into its template.
     pub(super) fn parameters(self) -> impl Iterator<Item = (&'static str, Cow<'a, str>)> {
-        self.endpoint.parameters().filter_map(move |(at, name)| {
-            let raw = self.segments.as_slice().get(at).copied()?;
-            Some((name, percent_decoded(raw)))
-        })
+        let names = self.endpoint.parameters();
+        names.filter_map(move |(at, name)| Some((name, percent_decoded(self.segment(at)?))))
+    }
+
+    fn segment(self, at: usize) -> Option<&'a str> {
+        self.path.get(1..)?.split('/').nth(at)
     }
 }
 
@@ -47,7 +48,7 @@ impl<'a> Target<'a> {
 pub(super) fn resolve<'a>(method: &str, path: &'a str) -> Option<Target<'a>> {
     let segments = Segments::split(path)?;
     let endpoint = endpoints::find(method, segments.as_slice())?;
-    Some(Target { endpoint, segments })
+    Some(Target { endpoint, path })
 }
 
 /// The part of `path` behind a proxy's `prefix`; `None` where it does not begin with it.
@@ -76,7 +77,7 @@ pub(super) fn prefix_of<'a>(method: &str, path: &'a str) -> Option<&'a str> {
         let rest = &segments[count..];
         // An endpoint's own name has to be there, or any path would do.
         let is_api = rest.iter().take(2).any(|segment| segment.starts_with('_'));
-        if is_api && endpoints::find(method, rest).is_some_and(|endpoint| !endpoint.has_type()) {
+        if is_api && endpoints::find(method, rest).is_some_and(|endpoint| !endpoint.has_type) {
             return Some(&path[..prefix_bytes]);
         }
     }
@@ -95,11 +96,11 @@ pub(super) fn may_have_api_form(path: &str) -> bool {
 }
 
 fn has_form(path: &str, prefix_segments: usize) -> bool {
-    let Some(segments) = Segments::split(path) else {
+    let Some(path) = path.strip_prefix('/') else {
         return false;
     };
-    let mut segments = segments.as_slice().iter();
-    segments.len() == 0
+    let mut segments = path.split('/');
+    path.is_empty()
         || segments
             .by_ref()
             .take(2 + prefix_segments)

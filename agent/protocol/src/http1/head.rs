@@ -7,7 +7,7 @@ use httparse::{Header, ParserConfig};
 use super::body::Framing;
 use super::fields::{self, Target};
 use super::method;
-use crate::elasticsearch;
+use crate::elasticsearch::{self, HandledBy};
 use crate::observation::{SearchProduct, TraceParent};
 
 /// Fields that fit without an allocation. Most heads have fewer than thirty.
@@ -37,6 +37,7 @@ pub(crate) struct ResponseHead<'a> {
     pub(crate) status: u16,
     pub(crate) minor_version: u8,
     pub(crate) product: Option<SearchProduct>,
+    pub(crate) handled_by: HandledBy<'a>,
     pub(crate) content: Content<'a>,
     length: Length,
     coding: Coding,
@@ -125,6 +126,7 @@ impl<'a> ResponseHead<'a> {
             status: response.code?,
             minor_version: response.version?,
             product: None,
+            handled_by: HandledBy::default(),
             content: Content::default(),
             length: Length::Absent,
             coding: Coding::default(),
@@ -135,6 +137,7 @@ impl<'a> ResponseHead<'a> {
             head.content.read(name, value);
             let product = elasticsearch::product_from_header(name.as_bytes(), value);
             head.product = head.product.or(product);
+            head.handled_by.read(name.as_bytes(), value);
         }
         Some(head)
     }

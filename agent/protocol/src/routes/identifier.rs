@@ -18,7 +18,7 @@ const DIGITS: usize = 4;
 /// names that hold one of these: `main.3f2a9c1b.js`.
 pub(super) fn is_identifier(segment: &str) -> bool {
     segment.len() > WORD_BYTES
-        || segment.contains(['@', '%', '{', '}'])
+        || segment.contains(['@', '%', '{', '}', '*'])
         || is_number(segment)
         || is_date(segment)
         || is_locale(segment)

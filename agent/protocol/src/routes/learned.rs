@@ -1,5 +1,6 @@
 //! Routes learned from the paths themselves.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use super::next_segment;
 const PARAMETER: &str = "{id}";
 /// What stands for all that lies deeper than [`MAX_DEPTH`].
 const REST: &str = "{path}";
+/// What stands for all that lies below a node that was folded.
+const FOLDED: &str = "*";
 /// Segments of a learned route.
 const MAX_DEPTH: usize = 16;
 /// Words under one node that may be identifiers; a power of two.
@@ -26,13 +29,17 @@ const MAX_SIBLINGS_WHEN_FULL: usize = 16;
 
 /// A trie of segments. It grows by the routes that are learned and by nothing else, so that their
 /// bound is the bound of its memory.
+///
+/// When the table is full, many words beside each other are taken for identifiers, where there are
+/// such; else the least used part of the trie is folded: all that lies below one node shares a
+/// route, `/repos/{id}/{id}/*`. So a route only ever gets coarser, and what is new has one that
+/// tells where it belongs.
 #[derive(Debug)]
 pub(super) struct Learned {
     root: Node,
     routes: usize,
     max_routes: usize,
-    /// The table is full, and nothing in it can be collapsed: nor will it, for words only get more
-    /// established.
+    /// The table is full, and nothing in it can be folded: nor will it, for it can't grow.
     exhausted: bool,
 }
 
@@ -59,7 +66,7 @@ impl Learned {
             return None;
         }
         if self.routes >= self.max_routes {
-            self.exhausted = !self.root.collapse_widest();
+            self.exhausted = !self.root.collapse_widest() && !self.root.fold_least_used();
             self.routes = self.root.routes();
             if let Some(name) = self.root.find(path) {
                 return Some(name);
@@ -90,6 +97,8 @@ struct Node {
     half_hits: u32,
     /// The route of paths that end here; `None` inside until it was asked for.
     route: Option<Option<Arc<str>>>,
+    /// The same of all paths that lead further: then there are neither words nor a parameter.
+    folded: Option<Option<Arc<str>>>,
 }
 
 /// Where a segment leads.
@@ -113,30 +122,36 @@ fn next_step(path: &str, depth: usize) -> Option<(Step<'_>, &str)> {
 impl Node {
     /// The name of the route that `path` has.
     fn find(&mut self, path: &str) -> Option<Arc<str>> {
-        let node = self.walk(path, true, |_| {})?;
-        if let Some(name) = node.route.as_ref()? {
+        if let Some(name) = self.walk(path, true, |_| {})? {
             return Some(Arc::clone(name));
         }
         let mut name = String::new();
-        let node = self.walk(path, false, |segment| {
+        let route = self.walk(path, false, |segment| {
             name.push('/');
             name.push_str(segment);
         })?;
         if name.is_empty() {
             name.push('/');
         }
-        let name: Arc<str> = name.into();
-        node.route = Some(Some(Arc::clone(&name)));
-        Some(name)
+        Some(Arc::clone(route.insert(name.into())))
     }
 
-    /// The node where `path` ends. Shows the segments of its route to `visit` on the way, and counts
-    /// the nodes' hits where it `counts`.
-    fn walk(&mut self, path: &str, counts: bool, mut visit: impl FnMut(&str)) -> Option<&mut Self> {
+    /// The route that `path` ends at, if there is one. Shows its segments to `visit` on the way, and
+    /// counts the nodes' hits where it `counts`.
+    fn walk(
+        &mut self,
+        path: &str,
+        counts: bool,
+        mut visit: impl FnMut(&str),
+    ) -> Option<&mut Option<Arc<str>>> {
         let mut node = self;
         let mut rest = path;
         let mut depth = 0;
         while let Some((step, below)) = next_step(rest, depth) {
+            if node.folded.is_some() {
+                visit(FOLDED);
+                return node.folded.as_mut();
+            }
             let word = match step {
                 Step::Word(word) if node.words.contains_key(word) => Some(word),
                 Step::Word(_) if !node.closed => return None,
@@ -151,7 +166,7 @@ impl Node {
             rest = below;
             depth += 1;
         }
-        Some(node)
+        node.route.as_mut()
     }
 
     /// Adds the route of `path`, which has none. True when words were taken for identifiers on the
@@ -257,14 +272,16 @@ impl Node {
         }
         self.route = self.route.take().or(other.route);
         self.hits = self.hits.saturating_add(other.hits);
-        if !self.closed && (other.closed || self.is_mostly_new()) {
+        if self.folded.is_some() || other.folded.is_some() {
+            self.fold();
+        } else if !self.closed && (other.closed || self.is_mostly_new()) {
             self.collapse();
         }
     }
 
     /// Below a collapse, routes are called otherwise.
     fn forget_names(&mut self) {
-        if let Some(name) = &mut self.route {
+        for name in [&mut self.route, &mut self.folded].into_iter().flatten() {
             *name = None;
         }
         for node in self.children() {
@@ -295,14 +312,54 @@ impl Node {
         })
     }
 
+    /// Folds the node below this one that is used least, of those that have more than one route
+    /// below them. False where there is none.
+    fn fold_least_used(&mut self) -> bool {
+        let Some((hits, Reverse(depth))) = self.least_used_below(1) else {
+            return false;
+        };
+        self.fold_below(hits, depth)
+    }
+
+    /// How often a path led to the node that is to be folded, and how deep it is: of those that are
+    /// used as little, the deepest, whose route tells most. The nodes below this one are so deep.
+    fn least_used_below(&self, depth: usize) -> Option<(u32, Reverse<usize>)> {
+        let children = self.words.values().chain(self.parameter.as_deref());
+        let used = children.filter_map(|node| {
+            let here = node.is_foldable().then_some((node.hits, Reverse(depth)));
+            let below = node.least_used_below(depth + 1);
+            here.into_iter().chain(below).min()
+        });
+        used.min()
+    }
+
+    /// Folds the first node so many levels below this one that is used so much.
+    fn fold_below(&mut self, hits: u32, depth: usize) -> bool {
+        self.children().any(|node| match depth {
+            1 if node.hits == hits && node.is_foldable() => {
+                node.fold();
+                true
+            }
+            1 => false,
+            _ => node.fold_below(hits, depth - 1),
+        })
+    }
+
+    fn is_foldable(&self) -> bool {
+        self.routes() - usize::from(self.route.is_some()) >= 2
+    }
+
+    /// Lets all that lies below share a route.
+    fn fold(&mut self) {
+        self.words.clear();
+        self.parameter = None;
+        self.folded.get_or_insert_default();
+    }
+
     fn routes(&self) -> usize {
-        let below: usize = self
-            .words
-            .values()
-            .chain(self.parameter.as_deref())
-            .map(Self::routes)
-            .sum();
-        below + usize::from(self.route.is_some())
+        let children = self.words.values().chain(self.parameter.as_deref());
+        let below: usize = children.map(Self::routes).sum();
+        below + usize::from(self.route.is_some()) + usize::from(self.folded.is_some())
     }
 
     fn children(&mut self) -> impl Iterator<Item = &mut Self> {
@@ -432,6 +489,35 @@ mod tests {
     }
 
     #[test]
+    fn a_full_table_folds_what_is_used_least() {
+        let mut learned = Learned::new(8);
+        for _ in 0..10 {
+            for path in ["/a/b/c", "/a/b/d", "/a/b/e"] {
+                learned.route(path);
+            }
+        }
+        for path in ["/x", "/x/y/1", "/x/y/a", "/x/y/b", "/x/z"] {
+            assert!(learned.route(path).is_some());
+        }
+        assert_eq!(learned.len(), 8);
+        assert_eq!(&*learned.route("/new").unwrap(), "/new");
+        let named = |learned: &mut Learned, path: &str| learned.route(path).unwrap().to_string();
+        assert_eq!(named(&mut learned, "/a/b/c"), "/a/b/c");
+        for path in ["/x/y/1", "/x/y/never/seen"] {
+            assert_eq!(named(&mut learned, path), "/x/y/*");
+        }
+        assert_eq!(named(&mut learned, "/x"), "/x");
+        assert_eq!(named(&mut learned, "/x/y"), "/x/y");
+        // What was folded may fold again, further up.
+        for index in 0..2 {
+            named(&mut learned, &format!("/new{}", letters(index)));
+        }
+        assert_eq!(named(&mut learned, "/x/y/1"), "/x/*");
+        assert_eq!(named(&mut learned, "/x"), "/x");
+        assert!(learned.len() <= 8);
+    }
+
+    #[test]
     fn deep_paths_end_in_a_rest() {
         let name = routes(&[&"/a".repeat(100)]).remove(0);
         assert_eq!(name, format!("{}/{REST}", "/a".repeat(MAX_DEPTH)));
@@ -456,7 +542,7 @@ mod tests {
 
     proptest! {
         /// Routes are as many as allowed, counted right, and a path's route only ever gets coarser:
-        /// each segment stays or becomes a parameter.
+        /// each segment stays or becomes a parameter, and the last ones may fold.
         #[test]
         fn routes_are_bounded_and_stable(
             paths in proptest::collection::vec("(/[a-h]{1,2}|/[0-9]{1,3}|/){0,4}", 1..400),
@@ -477,10 +563,19 @@ mod tests {
                 let after = learned.route(path);
                 prop_assert!(after.is_some(), "{} was {} and is lost", path, before);
                 let after = after.unwrap();
-                prop_assert_eq!(before.split('/').count(), after.split('/').count());
-                for (before, after) in before.split('/').zip(after.split('/')) {
-                    prop_assert!(after == before || after == PARAMETER);
+                let mut before = before.split('/');
+                let mut is_folded = false;
+                for after in after.split('/') {
+                    let before = before.next();
+                    prop_assert!(
+                        before == Some(after)
+                            || before.is_some() && [PARAMETER, FOLDED].contains(&after)
+                    );
+                    if after == FOLDED {
+                        is_folded = true;
+                    }
                 }
+                prop_assert!(is_folded || before.next().is_none());
             }
             prop_assert!(depth(&learned.root) <= MAX_DEPTH + 2);
         }

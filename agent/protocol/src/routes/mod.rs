@@ -1,8 +1,9 @@
 //! Routes: paths with what identifies taken out, so that few of them name many requests.
 //!
 //! A service's routes come from the templates that its configuration gives, most specific first.
-//! A path that none of them matches is learned, and so bounded: at most `max_routes` routes, and
-//! one more, [`OVERFLOW_ROUTE`], for all the rest.
+//! A path that none of them matches is learned, and so bounded: at most `max_routes` routes. Where
+//! there would be more, those that are used least fold into one that tells their beginning,
+//! `/repos/{id}/*`; [`OVERFLOW_ROUTE`] is left for what has no beginning in common.
 
 mod identifier;
 mod learned;
@@ -14,7 +15,7 @@ use learned::Learned;
 pub use template::TemplateError;
 use template::Templates;
 
-/// The route of every path that came when the table was full.
+/// The route of paths that came when the table was full and nothing in it could fold.
 pub const OVERFLOW_ROUTE: &str = "/{overflow}";
 
 /// The route of every target of CONNECT: a host and a port are no path.
@@ -52,7 +53,8 @@ impl RouteTable {
     }
 
     /// The route of a path without query and fragment. A path keeps its route for as long as the
-    /// table lives, unless its siblings turn out to be identifiers too: then all of them share one.
+    /// table lives, unless its siblings turn out to be identifiers too, or the table is full: then it shares a
+    /// coarser one with them.
     pub fn route(&mut self, path: &str) -> Arc<str> {
         match path {
             "" => return Arc::clone(&self.none),

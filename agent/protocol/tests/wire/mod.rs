@@ -17,6 +17,8 @@ pub struct Wire {
     cursors: [Cursor; 2],
     /// Moves on by ten with each segment.
     pub now_ns: u64,
+    /// When the first byte of the next segment arrived.
+    pub arrived_ns: Option<u64>,
     losses: Vec<Loss>,
 }
 
@@ -37,6 +39,7 @@ impl Wire {
             requests,
             cursors: [Cursor::default(); 2],
             now_ns: 0,
+            arrived_ns: None,
             losses: Vec::new(),
         }
     }
@@ -88,6 +91,7 @@ impl Wire {
             tail,
             time_ns,
             previous_ns: previous.last_ns,
+            arrived_ns: self.arrived_ns.take(),
         });
     }
 

@@ -3,6 +3,7 @@
 //!
 //! Works in a thread of its own: a large executable takes a good part of a second.
 
+mod interpreters;
 mod pool;
 mod tables;
 
@@ -20,10 +21,13 @@ use ebpf_common::sample::{SampleKey, stack_flags};
 use ebpf_common::unwind::{
     MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, MAX_PROCESSES, StackEnd, UnwindMapping, UnwindProcess,
 };
+use profile::python::PythonFile;
 use profile::unwind::{CodeSegment, UnwindSections, UnwindTable};
 
+use self::interpreters::Interpreters;
 use self::pool::Pool;
 use self::tables::{LoadError, TableKey, Tables};
+use super::python::PythonProcesses;
 use crate::probes::release_memory;
 use crate::probes::unwind_maps::UnwindMaps;
 use crate::symbolize::executable::FileIdentity;
@@ -73,6 +77,7 @@ pub struct Unwinder {
     requests: SyncSender<Request>,
     /// When an image was asked for last, by pid.
     asked: HashMap<u32, (u64, Instant)>,
+    python: PythonProcesses,
 }
 
 impl Unwinder {
@@ -83,13 +88,15 @@ impl Unwinder {
     pub fn start(maps: Option<UnwindMaps>) -> io::Result<Self> {
         let maps = maps.ok_or_else(|| io::Error::other("the unwind maps are taken"))?;
         let (requests, waiting) = mpsc::sync_channel(MAX_WAITING);
-        let worker = Worker::new(maps, "/proc");
+        let python = PythonProcesses::default();
+        let worker = Worker::new(maps, "/proc", python.clone());
         thread::Builder::new()
             .name("unwinder".into())
             .spawn(move || worker.run(&waiting))?;
         Ok(Self {
             requests,
             asked: HashMap::new(),
+            python,
         })
     }
 
@@ -99,7 +106,14 @@ impl Unwinder {
         Self {
             requests: mpsc::sync_channel(0).0,
             asked: HashMap::new(),
+            python: PythonProcesses::default(),
         }
+    }
+
+    /// The processes that run CPython, as far as they were met.
+    #[must_use]
+    pub fn python(&self) -> &PythonProcesses {
+        &self.python
     }
 
     /// Takes note of a sample: a process that is not known yet becomes so, and one whose stack
@@ -159,6 +173,7 @@ struct KnownFile {
     code: Vec<CodeSegment>,
     /// `None` without rows.
     table: Option<TableKey>,
+    python: Option<PythonFile>,
 }
 
 /// A process image in the kernel's maps.
@@ -180,10 +195,11 @@ struct Worker {
     files: HashMap<FileIdentity, KnownFile>,
     vdso: Option<KnownFile>,
     processes: HashMap<u32, KnownProcess>,
+    interpreters: Interpreters,
 }
 
 impl Worker {
-    fn new(maps: UnwindMaps, proc_root: &str) -> Self {
+    fn new(maps: UnwindMaps, proc_root: &str, python: PythonProcesses) -> Self {
         Self {
             maps,
             proc_root: proc_root.into(),
@@ -193,6 +209,7 @@ impl Worker {
             files: HashMap::new(),
             vdso: None,
             processes: HashMap::new(),
+            interpreters: Interpreters::new(python),
         }
     }
 
@@ -202,6 +219,7 @@ impl Worker {
         loop {
             // Building takes memory that nobody needs once nothing more is asked for.
             let wait = if built { REFRESH } else { CLEANING };
+            let wait = wait.min(self.interpreters.wait());
             match requests.recv_timeout(wait) {
                 Ok(Request::Load(asked)) => built |= self.load(asked),
                 Ok(Request::Answer(done)) => {
@@ -209,12 +227,13 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if std::mem::take(&mut built) {
+                    if !self.interpreters.are_awaited() && std::mem::take(&mut built) {
                         release_memory();
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.attach_awaited();
             if cleaned.elapsed() >= CLEANING {
                 cleaned = Instant::now();
                 self.forget_ended();
@@ -236,6 +255,8 @@ impl Worker {
         let mut ranges = Vec::with_capacity(entries.len());
         for entry in &entries {
             let file = self.file_of(asked.pid, entry, &mut built);
+            self.interpreters
+                .note(asked.pid, image, entry, file.as_ref());
             ranges.push(self.range_of(entry, file, &mut tables));
         }
         if let Err(error) = self.publish(asked.pid, image, &ranges) {
@@ -249,6 +270,7 @@ impl Worker {
             let old = std::mem::replace(&mut known.tables, tables);
             old.into_iter().for_each(|key| self.tables.release(key));
         }
+        self.attach(asked.pid);
         tracing::debug!(
             pid = asked.pid,
             ranges = ranges.len(),
@@ -296,8 +318,9 @@ impl Worker {
             return Some(known.clone());
         }
         // Where there was no room, it is tried again with the next process.
-        let known = executable
+        let mut known = executable
             .with_unwind_sections(|sections| self.load_table(executable.path(), sections))??;
+        known.python = executable.python();
         if self.files.len() >= MAX_FILES {
             self.files.clear();
         }
@@ -316,6 +339,7 @@ impl Worker {
         Some(KnownFile {
             code: sections.code().to_vec(),
             table,
+            python: None,
         })
     }
 
@@ -378,6 +402,7 @@ impl Worker {
         let Some(KnownFile {
             code,
             table: Some(key),
+            ..
         }) = file
         else {
             return range;
@@ -416,6 +441,8 @@ impl Worker {
             image,
             first_mapping: range.start,
             mappings: count,
+            python: self.interpreters.element(pid, image),
+            padding: 0,
         };
         if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
             self.give_up_process();
@@ -462,6 +489,7 @@ impl Worker {
 
     fn forget(&mut self, pid: u32) {
         self.maps.remove_process(pid);
+        self.interpreters.forget(pid);
         if let Some(known) = self.processes.remove(&pid) {
             self.resting.push(known.range);
             known

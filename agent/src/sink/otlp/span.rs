@@ -78,6 +78,14 @@ pub(super) fn from_observation(observation: &Observation, clock: &Clock) -> Span
         start_time + Duration::from_nanos(at_ns.saturating_sub(times.request_first_ns))
     };
     let mut events = SpanEvents::default();
+    if let Some(queued_ns) = semantics::queued_ns(exchange) {
+        events.events.push(Event::new(
+            "request.arrived",
+            start_time - Duration::from_nanos(queued_ns),
+            vec![],
+            0,
+        ));
+    }
     if let Some(first_ns) = times.response_first_ns {
         events.events.push(Event::new(
             "response.first_byte",
@@ -242,6 +250,12 @@ fn add_call(attributes: &mut Vec<KeyValue>, exchange: &Exchange, call: &Elastics
     }
     if !call.collection.is_empty() {
         add("db.collection.name", text(&call.collection));
+    }
+    if let Some(cluster) = &call.namespace {
+        add("db.namespace", text(cluster));
+    }
+    if let Some(node) = &call.node {
+        add("elasticsearch.node.name", text(node));
     }
     if let Some(operations) = call.batch_size {
         add("db.operation.batch.size", integer(operations));

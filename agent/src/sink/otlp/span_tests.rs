@@ -52,6 +52,24 @@ fn a_server_span_is_as_promised() {
 }
 
 #[test]
+fn a_span_tells_of_the_arrival_where_that_is_known() {
+    let mut observation = server();
+    let names = |span: &SpanData| -> Vec<_> {
+        let events = span.events.events.iter();
+        events.map(|event| event.name.clone()).collect()
+    };
+    assert_eq!(names(&span_of(&observation)), ["response.first_byte"]);
+    let times = &mut observation.exchange.times;
+    times.request_arrived_ns = Some(times.request_first_ns - 3 * MILLISECOND_NS);
+    let span = span_of(&observation);
+    assert_eq!(names(&span), ["request.arrived", "response.first_byte"]);
+    let waited = span
+        .start_time
+        .duration_since(span.events.events[0].timestamp);
+    assert_eq!(waited.unwrap(), Duration::from_millis(3));
+}
+
+#[test]
 fn a_client_span_has_the_template_and_the_server_that_it_called() {
     let mut observation = client();
     observation.exchange.host = None;
@@ -81,6 +99,8 @@ fn a_search_is_named_by_operation_and_index() {
     call.hits = Some(12);
     let (total, failed) = (5, 1);
     call.shards = Some(Shards { total, failed });
+    call.namespace = Some("9c5f0fae".into());
+    call.node = Some("instance-0000000001".into());
     let span = span_of(&observation);
     assert_eq!(span.name, "search docs");
     let told = attributes(&span);
@@ -90,6 +110,7 @@ fn a_search_is_named_by_operation_and_index() {
         database,
         [
             "db.collection.name=docs",
+            "db.namespace=9c5f0fae",
             "db.operation.batch.size=3",
             "db.operation.name=search",
             "db.operation.parameter.index=docs",
@@ -97,6 +118,7 @@ fn a_search_is_named_by_operation_and_index() {
             "db.response.status_code=200",
             "db.system.name=elasticsearch",
             "elasticsearch.hits.total=12",
+            "elasticsearch.node.name=instance-0000000001",
             "elasticsearch.shards.failed=1",
             "elasticsearch.shards.total=5",
             "elasticsearch.timed_out=false",

@@ -7,6 +7,12 @@ const HTTP_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
+/// Buckets of the queue time, seconds: an idle server reads within 100 µs.
+const QUEUE_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
 /// Buckets of the database durations, seconds.
 const DATABASE_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
@@ -24,6 +30,7 @@ const BODY_BYTES: &[f64] = &[
 
 pub(super) const SERVER_DURATION: &str = "http_server_request_duration_seconds";
 pub(super) const SERVER_FIRST_BYTE: &str = "http_server_time_to_first_byte_seconds";
+pub(super) const SERVER_QUEUE: &str = "http_server_queue_time_seconds";
 pub(super) const SERVER_REQUEST_BODY: &str = "http_server_request_body_size_bytes";
 pub(super) const SERVER_RESPONSE_BODY: &str = "http_server_response_body_size_bytes";
 pub(super) const CLIENT_DURATION: &str = "http_client_request_duration_seconds";
@@ -31,13 +38,15 @@ pub(super) const CLIENT_FIRST_BYTE: &str = "http_client_time_to_first_byte_secon
 pub(super) const CLIENT_REQUEST_BODY: &str = "http_client_request_body_size_bytes";
 pub(super) const CLIENT_RESPONSE_BODY: &str = "http_client_response_body_size_bytes";
 pub(super) const DB_DURATION: &str = "db_client_operation_duration_seconds";
+pub(super) const ELASTICSEARCH_SERVER: &str = "elasticsearch_server_operation_duration_seconds";
 pub(super) const ELASTICSEARCH_TOOK: &str = "elasticsearch_took_seconds";
 pub(super) const ELASTICSEARCH_OVERHEAD: &str = "elasticsearch_overhead_seconds";
 
 /// Every histogram and its buckets by default.
-const DEFAULTS: [(&str, &[f64]); 11] = [
+const DEFAULTS: &[(&str, &[f64])] = &[
     (SERVER_DURATION, HTTP_SECONDS),
     (SERVER_FIRST_BYTE, HTTP_SECONDS),
+    (SERVER_QUEUE, QUEUE_SECONDS),
     (SERVER_REQUEST_BODY, BODY_BYTES),
     (SERVER_RESPONSE_BODY, BODY_BYTES),
     (CLIENT_DURATION, HTTP_SECONDS),
@@ -45,6 +54,7 @@ const DEFAULTS: [(&str, &[f64]); 11] = [
     (CLIENT_REQUEST_BODY, BODY_BYTES),
     (CLIENT_RESPONSE_BODY, BODY_BYTES),
     (DB_DURATION, DATABASE_SECONDS),
+    (ELASTICSEARCH_SERVER, DATABASE_SECONDS),
     (ELASTICSEARCH_TOOK, DATABASE_SECONDS),
     (ELASTICSEARCH_OVERHEAD, DATABASE_SECONDS),
 ];
@@ -91,7 +101,7 @@ mod tests {
     #[test]
     fn the_configuration_knows_every_histogram() {
         for (name, _) in DEFAULTS {
-            assert!(crate::config::HISTOGRAMS.contains(&name), "{name}");
+            assert!(crate::config::HISTOGRAMS.contains(name), "{name}");
         }
     }
 }

@@ -15,9 +15,12 @@ use super::series::Family;
 use super::{histogram_vec, port_label, record};
 use crate::sink::semantics::{self, ErrorType, Server};
 
-/// The metrics of database calls, all seen at the client.
+/// The metrics of database calls: as the client saw them, but for one.
 pub(super) struct DatabaseFamilies {
     duration: Family<HistogramVec>,
+    /// What the cluster's own nodes saw, apart from what their clients did: a call of a client on this
+    /// host to a node on this host is in both.
+    served: Family<HistogramVec>,
     took: Family<HistogramVec>,
     overhead: Family<HistogramVec>,
     bulk_items: Family<IntCounterVec>,
@@ -134,6 +137,18 @@ impl DatabaseFamilies {
                     "server_port",
                 ],
             )?,
+            served: histogram(
+                buckets::ELASTICSEARCH_SERVER,
+                "Duration of calls at the cluster's node, or the proxy before it, that answered them.",
+                &[
+                    "service_name",
+                    "db_system_name",
+                    "db_operation_name",
+                    "db_collection_name",
+                    "db_response_status_code",
+                    "error_type",
+                ],
+            )?,
             took: histogram(
                 buckets::ELASTICSEARCH_TOOK,
                 "What the server says that a call took.",
@@ -156,8 +171,8 @@ impl DatabaseFamilies {
     }
 
     /// Every histogram, for the registry and for forgetting.
-    pub(super) fn histograms(&self) -> [&Family<HistogramVec>; 3] {
-        [&self.duration, &self.took, &self.overhead]
+    pub(super) fn histograms(&self) -> [&Family<HistogramVec>; 4] {
+        [&self.duration, &self.served, &self.took, &self.overhead]
     }
 
     /// The one counter, likewise.
@@ -208,7 +223,8 @@ pub(super) struct DatabaseKey {
     status: Option<u16>,
     error: ErrorType,
     exception: Option<Box<str>>,
-    server: (Box<str>, Option<u16>),
+    /// `None` of the server itself.
+    server: Option<(Box<str>, Option<u16>)>,
 }
 
 /// [`DatabaseKey`], borrowed from an observation.
@@ -221,7 +237,7 @@ pub(super) struct DatabaseKeyRef<'a> {
     status: Option<u16>,
     error: ErrorType,
     exception: Option<&'a str>,
-    server: Server<'a>,
+    server: Option<Server<'a>>,
 }
 
 impl<'a> DatabaseKeyRef<'a> {
@@ -229,7 +245,7 @@ impl<'a> DatabaseKeyRef<'a> {
         service: &'a Arc<str>,
         call: &'a ElasticsearchCall,
         exchange: &Exchange,
-        server: Server<'a>,
+        server: Option<Server<'a>>,
     ) -> Self {
         Self {
             service,
@@ -267,7 +283,7 @@ impl Equivalent<DatabaseKey> for DatabaseKeyRef<'_> {
             && self.status == key.status
             && self.error == key.error
             && self.exception == key.exception.as_deref()
-            && self.server == (&*key.server.0, key.server.1)
+            && self.server == key.server.as_ref().map(|(name, port)| (&**name, *port))
     }
 }
 
@@ -281,7 +297,7 @@ impl From<&DatabaseKeyRef<'_>> for DatabaseKey {
             status: key.status,
             error: key.error,
             exception: key.exception.map(Into::into),
-            server: (key.server.0.into(), key.server.1),
+            server: key.server.map(|(name, port)| (name.into(), port)),
         }
     }
 }
@@ -289,6 +305,7 @@ impl From<&DatabaseKeyRef<'_>> for DatabaseKey {
 /// Handles on the histograms of one set of labels; each is made when there is a first value for it.
 #[derive(Default)]
 pub(super) struct DatabaseSeries {
+    /// At the client or at the server.
     duration: Option<LocalHistogram>,
     took: Option<LocalHistogram>,
     overhead: Option<LocalHistogram>,
@@ -316,17 +333,33 @@ impl DatabaseSeries {
         let seconds = semantics::duration_ns(exchange) as f64 / 1e9;
         let mut within = record(&mut self.duration, seconds, || {
             let status = semantics::status_label(key.status);
-            families.duration.series(&[
+            let labels = [
                 key.service,
                 key.product.as_str(),
                 key.operation(),
                 key.collection,
                 &status,
                 key.error(&status),
-                key.server.0,
-                &port_label(key.server.1),
+            ];
+            let Some((name, port)) = key.server else {
+                return families.served.series(&labels);
+            };
+            let [service, product, operation, collection, status, error] = labels;
+            families.duration.series(&[
+                service,
+                product,
+                operation,
+                collection,
+                status,
+                error,
+                name,
+                &port_label(port),
             ])
         });
+        if key.server.is_none() {
+            // The rest is the client's to tell.
+            return within;
+        }
         for items in &call.bulk_items {
             within &= self.count_items(families, key, items);
         }

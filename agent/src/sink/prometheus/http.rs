@@ -17,6 +17,8 @@ use crate::sink::semantics::{self, ErrorType, Server};
 pub(super) struct HttpFamilies {
     duration: Family<HistogramVec>,
     first_byte: Family<HistogramVec>,
+    /// Of servers alone.
+    queue: Option<Family<HistogramVec>>,
     request_body: Family<HistogramVec>,
     response_body: Family<HistogramVec>,
 }
@@ -55,6 +57,11 @@ impl HttpFamilies {
                 "First byte of the request to first byte of the response, at the server.",
                 &base,
             )?,
+            queue: Some(histogram(
+                buckets::SERVER_QUEUE,
+                "Arrival of the request's first byte to the read that took it; for a request that came before its connection was accepted, from when that was ready.",
+                &base,
+            )?),
             request_body: histogram(
                 buckets::SERVER_REQUEST_BODY,
                 "Body size of HTTP requests that the server received.",
@@ -103,6 +110,7 @@ impl HttpFamilies {
                 "First byte of the request to first byte of the response, at the client.",
                 &base,
             )?,
+            queue: None,
             request_body: histogram(
                 buckets::CLIENT_REQUEST_BODY,
                 "Body size of HTTP requests that the client sent.",
@@ -117,13 +125,15 @@ impl HttpFamilies {
     }
 
     /// Every family, for the registry and for forgetting.
-    pub(super) fn families(&self) -> [&Family<HistogramVec>; 4] {
+    pub(super) fn families(&self) -> impl Iterator<Item = &Family<HistogramVec>> {
         [
             &self.duration,
             &self.first_byte,
             &self.request_body,
             &self.response_body,
         ]
+        .into_iter()
+        .chain(&self.queue)
     }
 }
 
@@ -199,6 +209,7 @@ impl From<&HttpKeyRef<'_>> for HttpKey {
 pub(super) struct HttpSeries {
     duration: Option<LocalHistogram>,
     first_byte: Option<LocalHistogram>,
+    queue: Option<LocalHistogram>,
     request_body: Option<LocalHistogram>,
     response_body: Option<LocalHistogram>,
 }
@@ -209,6 +220,7 @@ impl HttpSeries {
         let handles = [
             &self.duration,
             &self.first_byte,
+            &self.queue,
             &self.request_body,
             &self.response_body,
         ];
@@ -243,6 +255,13 @@ impl HttpSeries {
                 families
                     .first_byte
                     .series(&[key.service, key.method, key.route])
+            });
+        }
+        if let Some(queued_ns) = semantics::queued_ns(exchange)
+            && let Some(family) = &families.queue
+        {
+            within &= record(&mut self.queue, queued_ns as f64 / 1e9, || {
+                family.series(&[key.service, key.method, key.route])
             });
         }
         for (bytes, handle, family) in [

@@ -1,8 +1,5 @@
 //! Observations as Prometheus metrics, named and labelled as OpenTelemetry's semantic conventions
 //! have them.
-//!
-//! `http_server_queue_time_seconds` is not registered: an exchange does not carry the arrival of its
-//! bytes yet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,24 +134,25 @@ impl Sink for PrometheusWorker {
             return;
         }
         let families = &self.traffic.0.families;
-        let (http, server) = match exchange.role {
-            Role::Server => (&families.server, None),
-            Role::Client => (
-                &families.client,
-                Some(semantics::server_of(observation, &mut self.address)),
-            ),
+        let (http, is_client) = match exchange.role {
+            Role::Server => (&families.server, false),
+            Role::Client => (&families.client, true),
         };
+        let call = exchange.elasticsearch.as_ref();
+        let server = (is_client || call.is_some())
+            .then(|| semantics::server_of(observation, &mut self.address));
+        let asked = server.filter(|_| is_client);
         let mut table = lock(&self.table);
-        let key = HttpKeyRef::new(observation, server);
+        let key = HttpKeyRef::new(observation, asked);
         with_series(&mut table.http, &key, |series| {
             series.observe(http, &key, exchange)
         });
 
-        let (Some(call), Some(server)) = (&exchange.elasticsearch, server) else {
+        let (Some(call), Some(server)) = (call, server) else {
             return;
         };
         let database = &families.database;
-        let key = DatabaseKeyRef::new(&observation.process.service, call, exchange, server);
+        let key = DatabaseKeyRef::new(&observation.process.service, call, exchange, asked);
         with_series(&mut table.database, &key, |series| {
             series.observe(database, &key, call, exchange)
         });
@@ -258,11 +256,7 @@ impl Families {
     }
 
     fn histograms(&self) -> impl Iterator<Item = &Family<HistogramVec>> {
-        let http = self
-            .server
-            .families()
-            .into_iter()
-            .chain(self.client.families());
+        let http = self.server.families().chain(self.client.families());
         http.chain(self.database.histograms())
     }
 

@@ -65,6 +65,8 @@ fn every_kind() -> Vec<Observation> {
     let mut answered = observation("shop", Role::Server, "/items/{id}");
     answered.exchange.request_body_bytes = Some(2048);
     answered.exchange.method = "POST";
+    let times = &mut answered.exchange.times;
+    times.request_arrived_ns = Some(times.request_first_ns - 700_000);
 
     let mut failed = lasting(observation("shop", Role::Server, "/items/{id}"), 300);
     failed.exchange.status = Some(503);
@@ -113,7 +115,12 @@ fn every_kind() -> Vec<Observation> {
     call.took_ms = None;
     call.error_type = Some("index_not_found_exception".into());
 
+    let mut served = search("opensearch");
+    served.exchange.role = Role::Server;
+    served.local = Endpoint::Inet(([127, 0, 0, 1], 9200).into());
+
     vec![
+        served,
         answered,
         failed,
         reset,
@@ -249,7 +256,7 @@ fn borrowed_keys_are_equal_where_owned_ones_are() {
 
 fn database_key<'a>(it: &'a Observation, server: semantics::Server<'a>) -> DatabaseKeyRef<'a> {
     let call = it.exchange.elasticsearch.as_ref().unwrap();
-    DatabaseKeyRef::new(&it.process.service, call, &it.exchange, server)
+    DatabaseKeyRef::new(&it.process.service, call, &it.exchange, Some(server))
 }
 
 #[test]

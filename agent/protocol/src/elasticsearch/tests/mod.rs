@@ -49,6 +49,7 @@ fn response(status: u16, body: &[u8]) -> Response<'_> {
     Response {
         status: Some(status),
         product: None,
+        handled_by: HandledBy::default(),
         content_type: Some(JSON),
         content_encoding: None,
         body,
@@ -86,6 +87,8 @@ fn a_search_is_understood() {
         batch_size: None,
         bulk_items: Vec::new(),
         cluster: None,
+        namespace: None,
+        node: None,
         query_text: None,
         unknown: Vec::new(),
     };
