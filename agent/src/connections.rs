@@ -108,8 +108,8 @@ impl Origin {
         let [local, remote] = state.addresses;
         Self {
             socket,
-            local: endpoint(state.family, local, local_port),
-            remote: endpoint(state.family, remote, remote_port),
+            local: endpoint(state.family.into(), local, local_port),
+            remote: endpoint(state.family.into(), remote, remote_port),
             pid: state.pid,
             opened_ns: state.opened_ns,
             inode: None,

@@ -10,7 +10,7 @@ use ebpf_common::{
 
 use crate::{
     kernel::{Plain, load},
-    maps::{Scratch, VectorWalk, config},
+    maps::{Scratch, VectorWalk, config, scratch_at},
 };
 
 /// Most elements of an I/O vector that are looked at; the rest counts, but is not captured.
@@ -36,6 +36,8 @@ pub struct Captured {
     pub len: u32,
     /// Address just past the call's last byte; 0 where it is not known.
     pub end: u64,
+    /// Bytes of the call that lie in one piece before it.
+    pub last: u64,
     /// Some of the process's memory could not be read.
     pub fault: bool,
 }
@@ -121,9 +123,25 @@ impl UserBuffer {
 
     /// The buffer of a `struct msghdr` (`msg_iov` at 16, `msg_iovlen` at 24 on 64-bit machines).
     #[inline(always)]
-    fn of_message(message: u64, scratch: *mut Scratch) -> Self {
+    pub fn of_message(message: u64, scratch: *mut Scratch) -> Self {
         let [vector, count]: [u64; 2] = read_user(message + 16);
+        if count == 0 {
+            // It moved bytes, so that it has room for some: the header is out of reach.
+            return Self::UNREADABLE;
+        }
         Self::of_vector(vector, count, scratch)
+    }
+
+    /// The first so many elements of the vector in the scratch.
+    #[inline(always)]
+    pub const fn of_pieces(pieces: u64) -> Self {
+        Self { base: 0, pieces }
+    }
+
+    /// Address of the only piece, and elements of the vector in the scratch.
+    #[inline(always)]
+    pub const fn parts(&self) -> (u64, u64) {
+        (self.base, self.pieces)
     }
 
     /// The same buffer, of which the verifier knows nothing; see [`Scratch::forget`].
@@ -142,7 +160,11 @@ impl UserBuffer {
             self.base
         } else {
             // SAFETY: this CPU's scratch record.
-            unsafe { (*scratch).vector[0][0] }
+            let [base, len] = unsafe { (*scratch).vector[0] };
+            if len < 8 {
+                return first_bytes(self.pieces, scratch);
+            }
+            base
         };
         // A fault costs more than all else that is done for a segment.
         if base == 0 { 0 } else { read_user(base) }
@@ -152,19 +174,26 @@ impl UserBuffer {
     #[inline(always)]
     pub fn capture(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
         if self.pieces != 0 {
-            return self.capture_vector(total, want, scratch);
+            return self.capture_vector::<false>(0, total, want, scratch);
         }
+        self.capture_piece(0, total, want, scratch)
+    }
+
+    #[inline(always)]
+    fn capture_piece(&self, skip: u64, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
         if self.base == 0 {
             return Captured {
                 len: 0,
                 end: 0,
+                last: 0,
                 fault: false,
             };
         }
-        let fault = !copy(scratch, 0, want, self.base);
+        let fault = !copy(scratch, 0, want, self.base + skip);
         Captured {
             len: if fault { 0 } else { want },
             end: self.base + total,
+            last: total,
             fault,
         }
     }
@@ -172,14 +201,22 @@ impl UserBuffer {
     /// Walks the vector. What one step hands to the next lives in the scratch record: the verifier
     /// knows nothing of a map's contents, so that all steps look alike to it and are verified once.
     #[inline(always)]
-    fn capture_vector(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
+    fn capture_vector<const SKIPS: bool>(
+        &self,
+        skip: u64,
+        total: u64,
+        want: u32,
+        scratch: *mut Scratch,
+    ) -> Captured {
         // SAFETY: this CPU's scratch record; see `Scratch`.
         let walk = unsafe { &raw mut (*scratch).walk };
         // SAFETY: as above, for every access to `walk` below.
         unsafe {
             walk.write_volatile(VectorWalk {
-                left: total,
+                left: total - skip,
+                skip,
                 end: 0,
+                last: 0,
                 room: want,
                 copied: 0,
             })
@@ -191,9 +228,15 @@ impl UserBuffer {
                 break;
             }
             // SAFETY: as above.
-            let [base, len] = unsafe { (*scratch).vector[index as usize] };
+            let [mut base, mut len] = unsafe { (*scratch).vector[index as usize] };
             // SAFETY: as above.
             let mut at = unsafe { walk.read_volatile() };
+            if SKIPS {
+                let skipped = if len < at.skip { len } else { at.skip };
+                at.skip -= skipped;
+                base += skipped;
+                len -= skipped;
+            }
             let used = if len < at.left { len } else { at.left };
             let piece = if used < u64::from(at.room) {
                 used as u32
@@ -207,7 +250,10 @@ impl UserBuffer {
             at.copied += piece;
             at.room -= piece;
             at.left -= used;
-            at.end = base + used;
+            if used > 0 {
+                at.end = base + used;
+                at.last = used;
+            }
             // SAFETY: as above.
             unsafe { walk.write_volatile(at) };
             if at.left == 0 {
@@ -220,9 +266,54 @@ impl UserBuffer {
         Captured {
             len: at.copied,
             end: if at.left == 0 { at.end } else { 0 },
+            last: at.last,
             fault,
         }
     }
+}
+
+/// Copies `want` bytes from byte `skip` of a call's `total` on, whose buffer `Scratch::rest` has;
+/// returns how many it copied. A function that the verifier looks at by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_from(index: u32, skip: u64, total: u64, want: u32) -> u32 {
+    let Some(scratch) = scratch_at(index) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch record.
+    let UserBuffer { base, pieces } = unsafe {
+        let rest = &(*scratch).rest;
+        UserBuffer {
+            base: rest.base,
+            pieces: rest.pieces,
+        }
+    };
+    if want > MAX_CAPTURE_BYTES {
+        return 0;
+    }
+    let buffer = UserBuffer { base, pieces };
+    let captured = if pieces == 0 {
+        buffer.capture_piece(skip, total, want, scratch)
+    } else {
+        buffer.capture_vector::<true>(skip, total, want, scratch)
+    };
+    if captured.fault { 0 } else { captured.len }
+}
+
+/// The first eight bytes of the vector in a scratch record, of which the first piece has fewer.
+#[inline(always)]
+fn first_bytes(pieces: u64, scratch: *mut Scratch) -> u64 {
+    // SAFETY: this CPU's scratch record; nothing has been captured into its bytes yet.
+    let (first, index) = unsafe {
+        (*scratch).rest.base = 0;
+        (*scratch).rest.pieces = pieces;
+        ((&raw mut (*scratch).bytes).cast::<u64>(), (*scratch).index)
+    };
+    // SAFETY: as above.
+    unsafe { first.write_volatile(0) };
+    capture_from(index, 0, 8, 8);
+    // SAFETY: as above.
+    unsafe { first.read_volatile() }
 }
 
 /// Copies `len` bytes of the process's memory to `position` in the scratch record.
@@ -258,11 +349,21 @@ pub fn read_user<T: Plain>(address: u64) -> T {
     }
 }
 
-/// The eight bytes that end at `end`, the last one in the least significant byte; zero where they
-/// cannot be read.
+/// The last bytes before `end`, at most eight and at most `len`, the last one in the least
+/// significant byte and zeroes above; zero where they cannot be read.
 #[inline(always)]
-pub fn last_word(end: u64) -> u64 {
-    read_user::<u64>(end - 8).swap_bytes()
+pub fn last_bytes(end: u64, len: u64) -> u64 {
+    if len >= 8 {
+        return read_user::<u64>(end - 8).swap_bytes();
+    }
+    let len = core::hint::black_box(len);
+    if len == 0 || len >= 8 {
+        return 0;
+    }
+    let mut word = 0u64;
+    // SAFETY: less than the word's eight bytes.
+    unsafe { bpf_probe_read_user((&raw mut word).cast(), len as u32, (end - len) as *const _) };
+    word.swap_bytes() >> (64 - 8 * len)
 }
 
 /// Which way a system call moves bytes; `None` for calls that move none. `splice` counts as
@@ -312,6 +413,6 @@ pub fn buffer_of(regs: u64, number: u32, scratch: *mut Scratch) -> UserBuffer {
     if number == syscalls.sendfile || number == syscalls.splice {
         return UserBuffer::NONE;
     }
-    // The first `struct mmsghdr` begins with its `struct msghdr`.
+    // A `struct mmsghdr` begins with its `struct msghdr`.
     UserBuffer::of_message(second, scratch)
 }

@@ -84,7 +84,8 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     }; 2];
     state.budget_bytes = [0; 2];
     state.pid = opened.pid;
-    state.family = family;
+    state.family = family as u8;
+    state.kept = 0;
     // By the CPU that opened it: threads tend to stay where they are, and a ring that one CPU
     // writes costs half of one that all CPUs write.
     // SAFETY: as above.
@@ -97,13 +98,17 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     state.ports = [opened.local_port, opened.remote_port];
     state.addresses = [opened.local_address, opened.remote_address];
     state.network_namespace = opened.network_namespace;
+    state.copied_seq = if is_inet {
+        read(sock, offsets.tcp_copied_seq)
+    } else {
+        0
+    };
     state.peer_socket = if is_inet || offsets.unix_peer == MISSING {
         0
     } else {
         read(sock, offsets.unix_peer)
     };
     state.opened_ns = opened.time_ns;
-    state.awaits_requests = 1;
     state.arrived_ns = queue::take_first_arrival(sock);
 
     if CONNECTIONS.insert(sock, &*state, 0).is_err() {
@@ -151,7 +156,7 @@ pub fn tell_closed(sock: u64, state: *mut ConnectionState, directions: u8, reaso
         directions: news,
         reason: reason as u8,
         padding: 0,
-        busy_ticks: busy_ticks(sock, state.family),
+        busy_ticks: busy_ticks(sock, u16::from(state.family)),
         connection_id: state.connection_id,
         // SAFETY: no arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },

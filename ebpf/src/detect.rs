@@ -26,10 +26,31 @@ const fn text<const N: usize>(text: &[u8; N]) -> u64 {
     word
 }
 
-/// Whether a message that begins so is a response.
+/// Whether a response begins here, by the first bytes as loaded on a little-endian machine.
 #[inline(always)]
 pub const fn is_response(first_word: u64) -> bool {
     prefix::<5>(first_word.swap_bytes()) == text(b"HTTP/")
+}
+
+/// Whether `len` bytes are too few to tell what begins with them: they are part of a method's name,
+/// or of a response's version.
+#[inline(always)]
+pub const fn is_undecided(first_word: u64, len: u32) -> bool {
+    if len == 0 || len >= 8 {
+        return false;
+    }
+    let unknown = 64 - 8 * len;
+    let word = first_word.swap_bytes() >> unknown;
+    word == text(b"HTTP/1. ") >> unknown
+        || word == text(b"GET     ") >> unknown
+        || word == text(b"POST    ") >> unknown
+        || word == text(b"PUT     ") >> unknown
+        || word == text(b"HEAD    ") >> unknown
+        || word == text(b"DELETE  ") >> unknown
+        || word == text(b"PATCH   ") >> unknown
+        || word == text(b"OPTIONS ") >> unknown
+        || word == text(b"CONNECT ") >> unknown
+        || word == text(b"TRACE   ") >> unknown
 }
 
 /// Reads the first bytes as loaded on a little-endian machine.

@@ -120,6 +120,11 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
     if let Some(state) = get_or_open(call.sock, call.family, scratch)
         && is_of_interest(state)
     {
+        if !is_egress {
+            // What `splice` reads is seen here: nothing is read past this tap.
+            // SAFETY: the map's own element, which was looked up just now.
+            unsafe { (*state).copied_seq = read(call.sock, config().offsets.tcp_copied_seq) };
+        }
         handle(&Segment {
             socket: call.sock,
             state,
@@ -131,6 +136,7 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
                 Direction::Ingress
             },
             len: result as u64,
+            read_past: 0,
             // SAFETY: no arguments.
             time_ns: unsafe { bpf_ktime_get_ns() },
             // SAFETY: as above.
@@ -279,8 +285,10 @@ fn rewind(vector: u64, left: u64, scratch: *mut Scratch) -> (u64, u64) {
     // SAFETY: as above, for every access below.
     unsafe {
         walk.write_volatile(VectorWalk {
+            skip: 0,
             left,
             end,
+            last: 0,
             room: 0,
             copied: 0,
         })

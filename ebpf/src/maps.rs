@@ -42,13 +42,15 @@ pub struct Scratch {
     /// Connections that were opened from here.
     connections: u64,
     /// Number of this record.
-    index: u32,
+    pub index: u32,
     pub cpu: u32,
     /// See [`Scratch::forget`].
     pub forgotten: u64,
     pub walk: VectorWalk,
     /// Where a message's bytes are.
     pub buffer: UserBuffer,
+    /// What is left of a segment that takes several records.
+    pub rest: Rest,
     /// The I/O vector of a call: base and length of each piece.
     pub vector: [[u64; 2]; MAX_VECTOR as usize],
     /// A connection that enters the map, and the record that tells of it.
@@ -81,12 +83,51 @@ impl Scratch {
 pub struct VectorWalk {
     /// Bytes of the call not walked yet.
     pub left: u64,
+    /// Bytes to pass over first.
+    pub skip: u64,
     /// Address just past the last byte walked.
     pub end: u64,
+    /// Bytes walked in the piece that it ends.
+    pub last: u64,
     /// Bytes that may still be captured.
     pub room: u32,
     /// Bytes captured.
     pub copied: u32,
+}
+
+/// A segment that takes more than one record: see `rest.rs`. The header beside it is its own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Rest {
+    /// The call's buffer, see `UserBuffer`.
+    pub base: u64,
+    /// As above.
+    pub pieces: u64,
+    /// See `Captured`.
+    pub end: u64,
+    /// As above.
+    pub last: u64,
+    /// Bytes of the segment.
+    pub len: u64,
+    /// Bytes of it that have records.
+    pub position: u64,
+    /// Bytes of it that shall have.
+    pub until: u64,
+    /// Offset of its first byte.
+    pub offset_bytes: u64,
+    /// `Content-Length` of the head that is looked at.
+    pub content_bytes: u64,
+    /// What its fields tell of its framing.
+    pub framing: u32,
+    /// Bytes that were to be captured.
+    pub want: u32,
+    /// What is left of the run's budget.
+    pub budget: u32,
+    /// 1: a message may begin with the segment.
+    pub is_beginning: u32,
+    /// Ring of its records.
+    pub ring: u32,
+    pub padding: u32,
 }
 
 /// [`Scratch`] records, `Config::scratches` a CPU: one for each program that moves segments. A
@@ -125,6 +166,12 @@ pub fn count_loss(reason: LossReason) {
         // store could hide one count, and the compiler has no atomic addition for this machine.
         unsafe { *count += 1 };
     }
+}
+
+/// The scratch record of that number, for functions that the verifier looks at by themselves.
+#[inline(always)]
+pub fn scratch_at(index: u32) -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(index)
 }
 
 /// This CPU's scratch record number `slot`, below `Config::scratches`, which one program uses.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::{btf_map, btf_tracepoint},
     programs::BtfTracePointContext,
 };
-use ebpf_common::connection::{FirstArrival, family};
+use ebpf_common::connection::{FirstArrival, NOT_AWAITED, family};
 
 use crate::{
     kernel::{is_followed, load, read},
@@ -76,7 +76,7 @@ fn note_arrival(sock: u64, is_first: bool) {
     };
     // SAFETY: the map's own element, checked for null above.
     let state = unsafe { &mut *state };
-    if state.awaits_requests != 0 && (is_first || state.arrived_ns == 0) {
+    if state.arrived_ns == 0 || is_first && state.arrived_ns != NOT_AWAITED {
         // SAFETY: no arguments.
         state.arrived_ns = unsafe { bpf_ktime_get_ns() };
     }

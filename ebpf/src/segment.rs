@@ -7,17 +7,21 @@
 
 use ebpf_common::{
     RecordKind,
-    config::MAX_CAPTURE_BYTES,
-    connection::{ConnectionState, Direction, SocketData, busy_ticks, data_flags, protocol_state},
+    config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
+    connection::{
+        ConnectionState, Direction, NOT_AWAITED, SocketData, busy_ticks, data_flags, kept,
+        protocol_state,
+    },
     loss::LossReason,
 };
 
 use crate::{
-    buffer::{UserBuffer, last_word},
+    buffer::{Captured, UserBuffer},
     delivery::busy_ticks,
     detect::{self, Beginning},
     log,
     maps::{Scratch, config, count_loss},
+    rest,
     ring::send,
 };
 
@@ -25,8 +29,11 @@ use crate::{
 /// connection older than the agent may be in the middle of a body.
 const MAX_STRIKES: u8 = 4;
 
-/// The last five bytes of a chunked body without trailers: `0 CRLF CRLF`.
-const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
+/// Longest head that is captured where it is known to be one.
+pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
+
+/// A run's budget from which on the last bytes are kept: what comes next may not be captured.
+const NEARLY_SPENT: u32 = 64;
 
 /// One call's bytes.
 pub struct Segment {
@@ -36,6 +43,8 @@ pub struct Segment {
     pub thread: u64,
     pub direction: Direction,
     pub len: u64,
+    /// Bytes that moved before it without a call that the tap saw.
+    pub read_past: u64,
     pub time_ns: u64,
     pub buffer: UserBuffer,
     /// Where the record is built; holds the buffer's vector.
@@ -56,7 +65,7 @@ pub fn handle(segment: &Segment) {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *segment.state };
     let scratch = segment.scratch;
-    let buffer = segment.buffer.forget(scratch);
+    let buffer = segment.buffer;
     let len = Scratch::forget(scratch, segment.len);
     let direction = Scratch::forget(scratch, segment.direction as u64) as u8;
     let ingress = direction == Direction::Ingress as u8;
@@ -65,15 +74,32 @@ pub fn handle(segment: &Segment) {
     } else {
         (state.cursors[1], state.cursors[0], state.budget_bytes[1])
     };
+    cursor.offset_bytes += segment.read_past;
     let turned = state.last_direction != direction;
-    // Within a run, only a look at the first bytes tells whether another message begins.
-    if turned || detect::beginning(buffer.first_word(scratch)) == Beginning::Message {
-        budget = config().capture_bytes;
-    } else if buffer.is_none() {
-        // The rest of a message that sendfile or splice moves: the cursor says all.
-        budget = 0;
+    let mut may_begin = turned;
+    if !turned {
+        // Within a run, only a look at the first bytes tells whether another message begins.
+        let first_word = buffer.first_word(scratch);
+        if detect::beginning(first_word) == Beginning::Message {
+            may_begin = true;
+            if !detect::is_response(first_word) {
+                state.kept |= kept::PIPELINED;
+            }
+        } else if buffer.is_none() {
+            // The rest of a message that sendfile or splice moves: the cursor says all.
+            budget = 0;
+        }
+    }
+    if may_begin {
+        budget = if state.kept & kept::PIPELINED != 0 {
+            PIPELINED_CAPTURE_BYTES
+        } else {
+            config().capture_bytes
+        };
     }
     budget = Scratch::forget(scratch, u64::from(budget)) as u32;
+    let begins = Scratch::forget(scratch, u64::from(turned) | u64::from(may_begin) << 1);
+    let turned = begins & 1 != 0;
     let mut want = MAX_CAPTURE_BYTES;
     if budget < want {
         want = budget;
@@ -82,17 +108,17 @@ pub fn handle(segment: &Segment) {
         want = len as u32;
     }
     let want = Scratch::forget(scratch, u64::from(want)) as u32;
+    let captured = buffer.capture(len, want, scratch);
     if turned {
         state.last_direction = direction;
-        // Not read from the capture: to wait for its bytes to arrive costs more than all the rest.
         if state.protocol == protocol_state::UNKNOWN
-            && !note_beginning(state, buffer.first_word(scratch), ingress)
+            && !note_beginning(state, captured, ingress, scratch)
         {
             return;
         }
     }
     let mut arrived_ns = 0;
-    if ingress && config().queue_time != 0 {
+    if ingress && config().queue_time != 0 && state.arrived_ns != NOT_AWAITED {
         arrived_ns = state.arrived_ns;
         // Of a client's socket it is none: its line stays with the processors that look at it.
         if arrived_ns != 0 {
@@ -102,11 +128,13 @@ pub fn handle(segment: &Segment) {
     arrived_ns = Scratch::forget(scratch, arrived_ns);
     // Where a request begins, the answer before it has been acknowledged.
     let busy_ticks = if turned && ingress && state.protocol != protocol_state::HTTP1_CLIENT {
-        Scratch::forget(scratch, u64::from(busy_ticks(segment.socket, state.family))) as u32
+        Scratch::forget(
+            scratch,
+            u64::from(busy_ticks(segment.socket, u16::from(state.family))),
+        ) as u32
     } else {
         busy_ticks::UNASKED
     };
-    let captured = buffer.capture(len, want, scratch);
     // SAFETY: this program's scratch.
     let header = unsafe { &mut (*scratch).header };
     *header = SocketData {
@@ -132,43 +160,33 @@ pub fn handle(segment: &Segment) {
     if captured.fault {
         count_loss(LossReason::ReadFault);
     }
-    // Where bytes are left out, only their end can tell that a chunked body is complete.
-    let left_out = len - u64::from(want);
-    let tail = if left_out > 0 && captured.end != 0 {
-        last_word(captured.end)
-    } else {
-        0
-    };
-    let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
-    if want > 0 {
-        if is_end {
-            header.len_bytes = u64::from(want);
-        }
-        send_captured(state.ring, scratch, captured.len);
-    }
-    if is_end {
-        header.flags = data_flags::TAIL;
-        header.captured_len = 8;
-        header.offset_bytes += u64::from(want);
-        header.len_bytes = left_out;
-        if want > 0 {
-            header.previous_ns = segment.time_ns;
-        }
-        // SAFETY: the first eight bytes of the scratch buffer.
-        unsafe {
-            (&raw mut (*scratch).bytes)
-                .cast::<[u8; 8]>()
-                .write(tail.to_be_bytes())
-        };
-        send_captured(state.ring, scratch, 8);
-    }
-
-    cursor.offset_bytes += len;
     cursor.last_ns = segment.time_ns;
+    let whole = u64::from(want) == len;
     budget -= want;
-    if left_out > 0 {
-        budget = 0;
+    if whole && budget >= NEARLY_SPENT {
+        // Common traffic ends here.
+        if want > 0 {
+            send_captured(state.ring, scratch, captured.len);
+            // SAFETY: the record's first bytes. They have arrived by now.
+            let first = unsafe { (&raw const (*scratch).bytes).cast::<u32>().read_volatile() };
+            if turned && first == u32::from_le_bytes(*b"GET ") {
+                // What else comes is the same head, or others.
+                budget = MAX_HEAD_BYTES;
+            }
+        }
+    } else {
+        // SAFETY: this program's scratch.
+        let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
+        (rest.base, rest.pieces) = buffer.parts();
+        rest.end = captured.end;
+        rest.last = captured.last;
+        rest.len = len;
+        rest.want = want;
+        rest.budget = budget;
+        rest.is_beginning = (begins >> 1) as u32;
+        budget = rest::send_beyond(index);
     }
+    cursor.offset_bytes += len;
     if ingress {
         state.cursors[0] = cursor;
         state.budget_bytes[0] = budget;
@@ -180,21 +198,35 @@ pub fn handle(segment: &Segment) {
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.
 #[inline(always)]
-fn note_beginning(state: &mut ConnectionState, first_word: u64, ingress: bool) -> bool {
-    let beginning = detect::beginning(first_word);
-    if beginning != Beginning::Message {
+fn note_beginning(
+    state: &mut ConnectionState,
+    captured: Captured,
+    ingress: bool,
+    scratch: *mut Scratch,
+) -> bool {
+    // From the capture, for which this has to wait: a call may have its first bytes in any pieces.
+    let known = if captured.len < 8 { captured.len } else { 8 };
+    // SAFETY: the record's first bytes.
+    let word = unsafe { (&raw const (*scratch).bytes).cast::<u64>().read_volatile() };
+    let word = if known == 0 {
+        0
+    } else {
+        word & (u64::MAX >> (64 - 8 * known))
+    };
+    let beginning = detect::beginning(word);
+    if beginning != Beginning::Message && !detect::is_undecided(word, known) {
         state.strikes += 1;
     }
     state.protocol = match beginning {
-        Beginning::Message if detect::is_response(first_word) == ingress => {
-            protocol_state::HTTP1_CLIENT
-        }
+        Beginning::Message if detect::is_response(word) == ingress => protocol_state::HTTP1_CLIENT,
         Beginning::Message => protocol_state::HTTP1_SERVER,
         Beginning::Tls => protocol_state::TLS,
         Beginning::Other if state.strikes >= MAX_STRIKES => protocol_state::OTHER,
         Beginning::Other => return true,
     };
-    state.awaits_requests = (state.protocol == protocol_state::HTTP1_SERVER).into();
+    if state.protocol != protocol_state::HTTP1_SERVER {
+        state.arrived_ns = NOT_AWAITED;
+    }
     log::protocol_found(state.connection_id, state.protocol);
     if state.protocol == protocol_state::TLS {
         count_loss(LossReason::Tls);
@@ -204,7 +236,7 @@ fn note_beginning(state: &mut ConnectionState, first_word: u64, ingress: bool) -
 
 /// Sends the scratch record with its first `len` bytes.
 #[inline(always)]
-fn send_captured(ring: u8, scratch: *mut Scratch, len: u32) {
+pub fn send_captured(ring: u8, scratch: *mut Scratch, len: u32) {
     let len = core::hint::black_box(len);
     if len > MAX_CAPTURE_BYTES {
         return;

@@ -12,13 +12,14 @@
 
 use aya_ebpf::{
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs,
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_skc_to_tcp_sock,
+        bpf_task_pt_regs,
     },
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use ebpf_common::{
-    connection::{CloseReason, Direction, closed},
+    connection::{CloseReason, ConnectionState, Direction, closed, family},
     loss::LossReason,
 };
 
@@ -27,7 +28,9 @@ use crate::{
     connection::{end, get_or_open, tell_closed},
     kernel::{RECEIVE_SHUTDOWN, SHUTDOWN_MASK, is_followed, load, shutdown},
     maps::{CONNECTIONS, Scratch, config, count_loss, scratch},
+    messages::{buffer_of_message, end_call},
     segment::{Segment, handle, is_of_interest},
+    tcp::counts_otherwise,
     walk,
 };
 
@@ -74,6 +77,7 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
         return;
     }
     if len <= 0 {
+        end_messages(thread);
         if matches!(direction, Direction::Ingress) {
             receive_ended(sock, len);
         }
@@ -82,23 +86,32 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
     let Some(scratch) = scratch(direction as u32) else {
         return;
     };
-    let buffer = if flags & DISCARDED != 0 {
-        UserBuffer::NONE
-    } else {
-        buffer_of_call(direction, scratch)
-    };
     let Some(state) = get_or_open(sock, family, scratch) else {
         return;
     };
+    // Before all else: other protocols pay for no more than this.
     if !is_of_interest(state) {
         return;
     }
+    let buffer = if flags & DISCARDED != 0 {
+        UserBuffer::NONE
+    } else {
+        buffer_of_call(sock, len as u64, thread, direction, scratch)
+    };
+    let buffer = buffer.forget(scratch);
+    let read_past = if matches!(direction, Direction::Ingress) && family != family::UNIX {
+        read_past(sock, state, len as u32)
+    } else {
+        0
+    };
+    let read_past = Scratch::forget(scratch, read_past);
     handle(&Segment {
         socket: sock,
         state,
         thread,
         direction,
         len: len as u64,
+        read_past,
         // SAFETY: no arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
         buffer,
@@ -106,21 +119,34 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
     });
 }
 
-/// The buffer of the call that this thread is in; none, counted, where it is no call that moves
-/// bytes this way through the thread's own memory.
+/// The registers of the call that this thread is in, and its number.
 #[inline(always)]
-fn buffer_of_call(direction: Direction, scratch: *mut Scratch) -> UserBuffer {
-    let config = config();
-    let (offsets, syscalls) = (&config.offsets, &config.syscalls);
-    // SAFETY: the helpers give typed pointers, the offsets are those of `pt_regs`.
-    let (regs, syscall, result) = unsafe {
+fn call() -> (u64, u32) {
+    // SAFETY: the helpers give typed pointers, the offset is that of `pt_regs`.
+    unsafe {
         let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as u64;
         (
             regs,
-            load::<u64>(regs, offsets.regs_syscall) as u32,
-            load::<i64>(regs, offsets.regs_result),
+            load::<u64>(regs, config().offsets.regs_syscall) as u32,
         )
-    };
+    }
+}
+
+/// The buffer of the call that this thread is in, which moves `len` bytes; none, counted, where it
+/// is no call that moves bytes this way through the thread's own memory.
+#[inline(always)]
+fn buffer_of_call(
+    sock: u64,
+    len: u64,
+    thread: u64,
+    direction: Direction,
+    scratch: *mut Scratch,
+) -> UserBuffer {
+    let config = config();
+    let (offsets, syscalls) = (&config.offsets, &config.syscalls);
+    let (regs, syscall) = call();
+    // SAFETY: a typed pointer, the offset is that of `pt_regs`.
+    let result = unsafe { load::<i64>(regs, offsets.regs_result) };
     // io_uring moves bytes on threads of its own, or on the way out of any other call, which has
     // its result by then. 32-bit programs have other numbers.
     if result != UNDER_WAY {
@@ -135,15 +161,59 @@ fn buffer_of_call(direction: Direction, scratch: *mut Scratch) -> UserBuffer {
         return UserBuffer::NONE;
     }
     if syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg {
-        // Which of its messages this is, nothing tells.
         // SAFETY: as above.
-        let messages: u64 = unsafe { load(regs, offsets.regs_args[2]) };
-        if messages as u32 != 1 {
-            count_loss(LossReason::UnknownSyscall);
-            return UserBuffer::NONE;
+        let [messages, count]: [u64; 2] = unsafe {
+            [
+                load(regs, offsets.regs_args[1]),
+                load(regs, offsets.regs_args[2]),
+            ]
+        };
+        let count = count & 0xffff_ffff;
+        if count != 1 {
+            let is_sent = syscall == syscalls.sendmmsg;
+            return buffer_of_message(thread, sock, [messages, count], len, is_sent, scratch);
         }
     }
     buffer_of(regs, syscall, scratch)
+}
+
+/// The call that this thread is in has failed, and with it one of several messages.
+#[inline(always)]
+fn end_messages(thread: u64) {
+    let (_, syscall) = call();
+    let syscalls = &config().syscalls;
+    if syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg {
+        end_call(thread);
+    }
+}
+
+/// How many bytes were read since the last call that the tap saw, before the `len` of this one:
+/// `tcp_splice_read` fires no tracepoint, nor do io_uring's and TCP's own ways of reading without a
+/// copy.
+#[inline(always)]
+fn read_past(sock: u64, state: *mut ConnectionState, len: u32) -> u64 {
+    let offsets = &config().offsets;
+    // SAFETY: the tracepoint's typed argument.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(sock as *mut _) } as u64;
+    if tcp == 0 {
+        return 0;
+    }
+    // SAFETY: typed by the helper; the offset is that of `struct tcp_sock`.
+    let copied_seq: u32 = unsafe { load(tcp, offsets.tcp_copied_seq) };
+    // SAFETY: the map's own element, which the caller looked up.
+    let state = unsafe { &mut *state };
+    let past = copied_seq.wrapping_sub(len).wrapping_sub(state.copied_seq);
+    state.copied_seq = copied_seq;
+    // The end of the stream and urgent data count one each, and are no bytes of it. Less than what
+    // was read is the rule at the connection's first read.
+    if !(2..=u32::MAX / 2).contains(&past) {
+        return 0;
+    }
+    if counts_otherwise(sock) {
+        return 0;
+    }
+    count_loss(LossReason::ReadPast);
+    u64::from(past)
 }
 
 /// A read came back without bytes: the end of the stream, or of the connection.

@@ -1,12 +1,15 @@
 //! What becomes of TCP connections: `inet_sock_set_state`, `tcp_destroy_sock`.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use ebpf_common::connection::{CloseReason, closed};
+use ebpf_common::{
+    connection::{CloseReason, ConnectionState, closed},
+    loss::LossReason,
+};
 
 use crate::{
     connection::{end, tell_closed},
     kernel::read,
-    maps::{CONNECTIONS, config},
+    maps::{CONNECTIONS, config, count_loss},
     queue,
 };
 
@@ -16,6 +19,9 @@ const SYN_RECV: i32 = 3;
 const FIN_WAIT1: i32 = 4;
 const CLOSE: i32 = 7;
 const LAST_ACK: i32 = 9;
+
+/// `SOCK_DONE` of `sk_flags`: the peer has ended its stream.
+const DONE: u64 = 1 << 1;
 
 // `include/uapi/asm-generic/errno*.h`
 const EPIPE: i32 = 32;
@@ -62,6 +68,7 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
         queue::forget(sock);
         return 0;
     };
+    note_read_past(sock, state);
     // SAFETY: the map's own element, checked for null above.
     let raw = unsafe { (*state).close_reason };
     end(
@@ -70,4 +77,32 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
         CloseReason::from_raw(raw).unwrap_or(CloseReason::Fin),
     );
     0
+}
+
+/// Moves the cursor over bytes that were read past the tap and that no later read told of.
+#[inline(always)]
+fn note_read_past(sock: u64, state: *mut ConnectionState) {
+    let offsets = &config().offsets;
+    let copied_seq: u32 = read(sock, offsets.tcp_copied_seq);
+    // SAFETY: the map's own element, which the caller looked up.
+    let state = unsafe { &mut *state };
+    let mut past = copied_seq.wrapping_sub(state.copied_seq);
+    if !(2..=u32::MAX / 2).contains(&past) || counts_otherwise(sock) {
+        return;
+    }
+    let has_ended = read::<u64>(sock, offsets.sock_flags) & DONE != 0;
+    if has_ended && copied_seq == read::<u32>(sock, offsets.tcp_rcv_nxt) {
+        // The end itself was read.
+        past -= 1;
+    }
+    state.cursors[0].offset_bytes += u64::from(past);
+    count_loss(LossReason::ReadPast);
+}
+
+/// Whether `copied_seq` is something else than what was read: kernel TLS counts what is encrypted, a
+/// socket map what it has taken in and not passed on yet.
+#[inline(always)]
+pub fn counts_otherwise(sock: u64) -> bool {
+    let offsets = &config().offsets;
+    read::<u64>(sock, offsets.tcp_ulp_ops) != 0 || read::<u64>(sock, offsets.sock_user_data) != 0
 }

@@ -4,10 +4,11 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktim
 use ebpf_common::{config::Offsets, connection::Direction};
 
 use crate::{
-    buffer::{UserBuffer, buffer_of, read_user},
+    buffer::{UserBuffer, buffer_of},
     connection::get_or_open,
     kernel::{is_followed, load, read},
     maps::{config, scratch},
+    messages::{gather_messages, length_of_messages},
     segment::{Segment, handle, is_of_interest},
     tap::receive_ended,
 };
@@ -19,12 +20,6 @@ const SOCKET: u16 = 0o140_000;
 /// `MSG_PEEK | MSG_ERRQUEUE`, `MSG_TRUNC`
 const NOT_CONSUMED: u64 = 0x2 | 0x2000;
 const DISCARDED: u64 = 0x20;
-
-/// `sizeof(struct mmsghdr)`, and where its `msg_len` is.
-const MMSGHDR_BYTES: u64 = 64;
-const MMSGHDR_LEN: u64 = 56;
-/// Most messages of one sendmmsg or recvmmsg whose lengths are added up.
-const MAX_MESSAGES: u64 = 16;
 
 /// A call that moves bytes has returned `result`.
 #[inline(always)]
@@ -75,31 +70,29 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
         return;
     }
     let mut len = result as u64;
-    if syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg {
-        let messages = argument(1);
-        len = 0;
-        let mut index = 0;
-        while index < MAX_MESSAGES {
-            if index >= result as u64 {
-                break;
-            }
-            len += u64::from(read_user::<u32>(
-                messages + index * MMSGHDR_BYTES + MMSGHDR_LEN,
-            ));
-            index += 1;
-        }
-    }
     let Some(scratch) = scratch(Direction::Ingress as u32) else {
         return;
     };
+    let is_several = syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg;
+    if is_several {
+        len = length_of_messages(argument(1), result as u64);
+    }
     let buffer = if flags & DISCARDED != 0 {
         UserBuffer::NONE
+    } else if is_several && result > 1 {
+        gather_messages(argument(1), result as u64, scratch)
     } else {
         buffer_of(regs, syscall, scratch)
     };
+    let buffer = buffer.forget(scratch);
     if let Some(state) = get_or_open(sock, family, scratch)
         && is_of_interest(state)
     {
+        if matches!(direction, Direction::Ingress) {
+            // What `splice` reads is seen here: nothing is read past this tap.
+            // SAFETY: the map's own element, which was looked up just now.
+            unsafe { (*state).copied_seq = read(sock, offsets.tcp_copied_seq) };
+        }
         // SAFETY: no arguments.
         let time_ns = unsafe { bpf_ktime_get_ns() };
         handle(&Segment {
@@ -108,6 +101,7 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
             thread,
             direction,
             len,
+            read_past: 0,
             time_ns,
             buffer,
             scratch,

@@ -168,7 +168,7 @@ fn a_body_whose_end_was_overtaken_takes_its_time_from_the_next_record() {
     let second_ns = wire.now_ns;
     wire.poll_progress();
     assert!(wire.exchanges().is_empty());
-    wire.show(false, previous, OK, OK.len(), 0, second_ns);
+    wire.show(false, previous, OK, OK.len(), &[], second_ns);
     let exchanges = wire.exchanges();
     assert_eq!(exchanges.len(), 2);
     assert_eq!(exchanges[0].times.response_last_ns, Some(last_ns));
@@ -263,9 +263,16 @@ fn a_tail_of_a_segment_whose_beginning_was_captured_comes_in_a_record_of_its_own
     let body = format!("{CHUNKED}1000\r\n{}\r\n0\r\n\r\n", "x".repeat(0x1000));
     let previous = wire.advance(false, body.len() as u64);
     let time_ns = wire.now_ns;
-    wire.show(false, previous, body.as_bytes(), 100, 0, time_ns);
+    wire.show(false, previous, body.as_bytes(), 100, &[], time_ns);
     assert!(wire.exchanges().is_empty());
-    wire.show(false, previous, body.as_bytes(), 0, 8, time_ns);
+    wire.show(
+        false,
+        previous,
+        body.as_bytes(),
+        0,
+        &body.as_bytes()[body.len() - 8..],
+        time_ns,
+    );
     assert_eq!(wire.exchange().outcome, Outcome::Matched);
     wire.assert_nothing_lost();
 }
@@ -621,7 +628,7 @@ fn a_false_head_whose_record_comes_late() {
     let previous = wire.advance(true, body.len() as u64);
     let time_ns = wire.now_ns;
     wire.response(OK);
-    wire.show(true, previous, body, body.len(), 0, time_ns);
+    wire.show(true, previous, body, body.len(), &[], time_ns);
     wire.close(CloseReason::Fin);
     assert_eq!(&*wire.exchange().path, "/a");
 }

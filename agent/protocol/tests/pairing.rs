@@ -73,10 +73,17 @@ fn a_response_whose_record_comes_before_its_request_s() {
         let before_response = wire.advance(false, response(index).len() as u64);
         let response_ns = wire.now_ns;
         let bytes = response(index);
-        wire.show(false, before_response, &bytes, bytes.len(), 0, response_ns);
+        wire.show(
+            false,
+            before_response,
+            &bytes,
+            bytes.len(),
+            &[],
+            response_ns,
+        );
         assert!(wire.exchanges().is_empty());
         let bytes = request(index);
-        wire.show(true, before_request, &bytes, bytes.len(), 0, request_ns);
+        wire.show(true, before_request, &bytes, bytes.len(), &[], request_ns);
         assert_eq!(outcomes(&wire.exchanges()), matched(index..=index));
     }
     wire.assert_nothing_lost();
@@ -87,11 +94,18 @@ fn race(wire: &mut Wire, index: u16) {
     let before_request = wire.advance(true, request(index).len() as u64);
     let before_response = wire.advance(false, response(index).len() as u64);
     let (bytes, response_ns) = (response(index), wire.now_ns);
-    wire.show(false, before_response, &bytes, bytes.len(), 0, response_ns);
+    wire.show(
+        false,
+        before_response,
+        &bytes,
+        bytes.len(),
+        &[],
+        response_ns,
+    );
     let bytes = request(index);
     wire.now_ns += 5;
     let request_ns = wire.now_ns;
-    wire.show(true, before_request, &bytes, bytes.len(), 0, request_ns);
+    wire.show(true, before_request, &bytes, bytes.len(), &[], request_ns);
 }
 
 #[test]
@@ -411,7 +425,7 @@ fn offsets_at_the_end_of_their_range() {
         offset_bytes: u64::MAX - 3,
         last_ns: 1,
     };
-    wire.show(true, previous, &request(0), 10, 16, u64::MAX);
-    wire.show(true, previous, &request(0), 10, 16, u64::MAX);
+    wire.show(true, previous, &request(0), 10, &[b'x'; 16], u64::MAX);
+    wire.show(true, previous, &request(0), 10, &[b'x'; 16], u64::MAX);
     wire.close(CloseReason::Fin);
 }

@@ -127,18 +127,15 @@ impl Planned {
 
 /// The kernel side looks at so many bytes to recognize the beginning of a message.
 const BEGINNING_BYTES: usize = 8;
-/// And at so many to recognize the end of a chunked body.
-const TERMINATOR_BYTES: usize = 5;
 
 /// Cuts `bytes` into segments, none of them empty.
 fn cut<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     cut_between(bytes, cuts, 0, bytes.len())
 }
 
-/// Cuts `bytes` where the kernel side can follow: not in a head's first bytes, and not in the
-/// terminator of a chunked body.
+/// Cuts `bytes` where the kernel side can follow: not in a head's first bytes.
 fn cut_visibly<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
-    cut_between(bytes, cuts, BEGINNING_BYTES, bytes.len() - TERMINATOR_BYTES)
+    cut_between(bytes, cuts, BEGINNING_BYTES, bytes.len())
 }
 
 fn cut_between<'a>(

@@ -59,7 +59,7 @@ impl Connections {
             .filter_map(Result::ok)
             .filter(|(_, state)| {
                 let last_ns = state.cursors.iter().map(|cursor| cursor.last_ns).max();
-                state.family == family::UNIX
+                u16::from(state.family) == family::UNIX
                     && now_ns.saturating_sub(last_ns.unwrap_or(0).max(state.opened_ns)) > silent_ns
             })
             .collect();

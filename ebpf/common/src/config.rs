@@ -100,6 +100,16 @@ pub struct Offsets {
     pub msg_iter_count: u32,
     /// `msghdr.msg_iter.__iov`, `iov` before 6.4: a union with `ubuf`.
     pub msg_iter_memory: u32,
+    /// `sock_common.skc_flags`
+    pub sock_flags: u32,
+    /// `sock.sk_user_data`
+    pub sock_user_data: u32,
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
+    /// `tcp_sock.rcv_nxt`
+    pub tcp_rcv_nxt: u32,
+    /// `inet_connection_sock.icsk_ulp_ops`, with which every `tcp_sock` begins.
+    pub tcp_ulp_ops: u32,
     /// `sock.sk_receive_queue.qlen`: buffers that nobody has read.
     pub sock_unread: u32,
     /// `sk_buff.cb`: the protocol's own data of a packet.
@@ -178,6 +188,9 @@ pub struct Config {
 
 /// Most bytes that one record captures.
 pub const MAX_CAPTURE_BYTES: u32 = 16 * 1024;
+
+/// Bytes captured of a run that holds several messages: 64 heads of 4 KiB.
+pub const PIPELINED_CAPTURE_BYTES: u32 = 256 * 1024;
 
 /// Most rings that the object declares.
 pub const MAX_RINGS: u32 = 8;

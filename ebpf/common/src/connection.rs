@@ -236,6 +236,49 @@ pub struct FirstArrival {
     pub arrived_ns: u64,
 }
 
+/// What [`ConnectionState::kept`] holds: in its lowest three bits and in the three from the fifth on, how far the
+/// end of a chunked body has come in ingress and in egress.
+pub mod kept {
+    /// A request was sent before the one before it was answered: more is captured.
+    pub const PIPELINED: u8 = 0x80;
+
+    /// The last bytes of a stream, as far as they may be the beginning of what ends a chunked body, in
+    /// three bits. `last` holds them with the newest in the lowest place.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(last: u32) -> u8 {
+        match (last, last & 0xff_ffff, last & 0xffff, last & 0xff) {
+            (0x30_0d_0a_0d, ..) => 4,
+            (_, 0x0d_0a_0d, ..) => 7,
+            (_, 0x30_0d_0a, ..) => 3,
+            (_, _, 0x0d_0a, _) => 6,
+            (_, _, 0x30_0d, _) => 2,
+            (.., 0x0d) => 5,
+            (.., 0x30) => 1,
+            _ => 0,
+        }
+    }
+
+    /// The bytes that [`pack`] kept.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unpack(kept: u8) -> u32 {
+        match kept & 7 {
+            1 => 0x30,
+            2 => 0x30_0d,
+            3 => 0x30_0d_0a,
+            4 => 0x30_0d_0a_0d,
+            5 => 0x0d,
+            6 => 0x0d_0a,
+            7 => 0x0d_0a_0d,
+            _ => 0,
+        }
+    }
+}
+
+/// Value of [`ConnectionState::arrived_ns`] where the process sends the requests, or they are none.
+pub const NOT_AWAITED: u64 = u64::MAX;
+
 /// Value of the connection map, keyed by the address of `struct sock`. The agent reads it to ask
 /// how far a long body has come.
 ///
@@ -254,7 +297,9 @@ pub struct ConnectionState {
     /// Process that last moved bytes.
     pub pid: u32,
     /// One of [`family`].
-    pub family: u16,
+    pub family: u8,
+    /// See [`kept`].
+    pub kept: u8,
     /// Ring that this connection's records go to.
     pub ring: u8,
     /// One of [`protocol_state`].
@@ -267,8 +312,9 @@ pub struct ConnectionState {
     pub closed: u8,
     /// A [`CloseReason`] noted on the way to the end.
     pub close_reason: u8,
-    /// Inode number of the socket's network namespace.
-    pub network_namespace: u32,
+    /// `tcp_sock.copied_seq` behind the last byte that was seen: tells of bytes that were read past
+    /// the tap. 0 for Unix sockets.
+    pub copied_seq: u32,
     /// See [`ConnectionOpened::inode`]; tells a reused address from the connection that had it.
     pub inode: u64,
     /// Address of a Unix socket's peer; 0 otherwise.
@@ -279,14 +325,12 @@ pub struct ConnectionState {
     pub addresses: [[u8; 16]; 2],
     /// Local and remote port, host byte order.
     pub ports: [u16; 2],
-    /// Fills the third cache line.
-    pub padding: [u8; 3],
-    /// 0 where the arrival of bytes is of no interest: the process sends the requests, or they are
-    /// none.
-    pub awaits_requests: u8,
+    /// Inode number of the socket's network namespace.
+    pub network_namespace: u32,
     /// When the first of the bytes that nobody has read arrived: `CLOCK_MONOTONIC`, nanoseconds; 0
-    /// where there are none, or it is not known. In a line of its own with what hardly ever
-    /// changes: arrivals are another processor's, which touches nothing else.
+    /// where there are none, or it is not known; [`NOT_AWAITED`] where it is of no interest. In a
+    /// line of its own with what hardly ever changes: arrivals are another processor's, which
+    /// touches nothing else.
     pub arrived_ns: u64,
 }
 

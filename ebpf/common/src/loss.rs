@@ -23,11 +23,14 @@ pub enum LossReason {
     StacksFull = 7,
     /// Too many waits on one CPU in a tenth of a second, or in all: waits that were not measured.
     WaitsSkipped = 8,
+    /// Bytes were read past the tap (`splice` from a socket, since 6.3): calls that noticed it. The
+    /// stream's offset is right all the same; when those bytes moved is not known.
+    ReadPast = 9,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
@@ -37,6 +40,7 @@ impl LossReason {
         Self::Tls,
         Self::StacksFull,
         Self::WaitsSkipped,
+        Self::ReadPast,
     ];
 
     /// Number of reasons, and of slots in the counter map.
@@ -55,6 +59,7 @@ impl LossReason {
             Self::Tls => ("tap", "tls"),
             Self::StacksFull => ("sampler", "stacks_full"),
             Self::WaitsSkipped => ("sampler", "waits_skipped"),
+            Self::ReadPast => ("tap", "read_past"),
         }
     }
 }

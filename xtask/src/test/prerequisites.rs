@@ -31,6 +31,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("bpftool", "bpftool", SERVERS),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
+    program("gcc", "gcc", &["transfers"]),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
     program("gcc", "gcc", UNWIND),
@@ -110,7 +111,7 @@ const SEARCH_ANY: &[&str] = &[
     "elasticsearch_services",
     "elasticsearch_versions",
 ];
-const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push"];
+const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push", "off_cpu"];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
 

@@ -184,11 +184,15 @@ impl Connection {
             (false, false) => return,
         };
         let stream = self.stream(segment.direction);
-        if stream.position_bytes() == segment.end_bytes()
-            && stream.decoder.body().is_some_and(Body::is_unknown)
-            && chunked::ends_body(suffix, from_kernel)
+        if stream.position_bytes() != segment.end_bytes()
+            || !stream.decoder.body().is_some_and(Body::is_unknown)
         {
+            return;
+        }
+        if chunked::ends_body(suffix) {
             self.interrupt(segment.direction, segment.time_ns);
+        } else if chunked::ends_line(suffix) {
+            stream.decoder.note_empty_line();
         }
     }
 

@@ -26,10 +26,16 @@ pub(crate) struct Body {
 
 #[derive(Clone, Debug)]
 enum Progress {
-    Length { remaining: u64 },
+    Length {
+        remaining: u64,
+    },
     Chunked(Chunked),
     UntilClose,
-    Unknown { chunked: bool },
+    Unknown {
+        chunked: bool,
+        /// The last bytes were an empty line, as at the end of a chunked body.
+        at_empty_line: bool,
+    },
 }
 
 /// What [`Body::read`] found at the beginning of the bytes that it was given.
@@ -43,13 +49,22 @@ pub(crate) enum Read {
     Invalid,
 }
 
+impl Progress {
+    const fn lost(chunked: bool) -> Self {
+        Self::Unknown {
+            chunked,
+            at_empty_line: false,
+        }
+    }
+}
+
 impl Body {
     pub(crate) const fn new(framing: Framing) -> Self {
         let (progress, trailer) = match framing {
             Framing::Length(remaining) => (Progress::Length { remaining }, false),
             Framing::Chunked { trailer } => (Progress::Chunked(Chunked::new()), trailer),
             Framing::UntilClose => (Progress::UntilClose, false),
-            Framing::Unknown => (Progress::Unknown { chunked: false }, false),
+            Framing::Unknown => (Progress::lost(false), false),
         };
         Self {
             progress,
@@ -74,7 +89,7 @@ impl Body {
 
     /// Whether its head was cut, so that there may be no body at all.
     pub(crate) const fn is_behind_cut_head(&self) -> bool {
-        matches!(self.progress, Progress::Unknown { chunked: false })
+        matches!(self.progress, Progress::Unknown { chunked: false, .. })
     }
 
     /// Bytes that are still to come; `None` where the framing does not tell.
@@ -97,9 +112,19 @@ impl Body {
     pub(crate) fn ends_with_connection(&self) -> bool {
         match &self.progress {
             Progress::UntilClose => true,
-            // The kernel side tells of a terminator, but not of one with trailer fields behind it.
-            Progress::Unknown { chunked } => !chunked || self.trailer,
+            // The last chunk may have stood too far before its trailer fields to be seen.
+            Progress::Unknown {
+                chunked,
+                at_empty_line,
+            } => !chunked || *at_empty_line || self.trailer,
             Progress::Length { .. } | Progress::Chunked(_) => self.is_done(),
+        }
+    }
+
+    /// Notes that the bytes read so far end with an empty line.
+    pub(crate) const fn note_empty_line(&mut self) {
+        if let Progress::Unknown { at_empty_line, .. } = &mut self.progress {
+            *at_empty_line = true;
         }
     }
 
@@ -115,12 +140,15 @@ impl Body {
                 Found::Framing(len) => return Read::Framing(len),
                 Found::Content(len) => len,
                 Found::Invalid => {
-                    self.progress = Progress::Unknown { chunked: true };
+                    self.progress = Progress::lost(true);
                     return Read::Invalid;
                 }
             },
             Progress::UntilClose => bytes.len(),
-            Progress::Unknown { .. } => return Read::Framing(bytes.len()),
+            Progress::Unknown { at_empty_line, .. } => {
+                *at_empty_line = false;
+                return Read::Framing(bytes.len());
+            }
         };
         self.content_bytes = self.content_bytes.saturating_add(len as u64);
         Read::Content(len)
@@ -137,11 +165,15 @@ impl Body {
             }
             Progress::Chunked(chunked) => {
                 if !chunked.skip(len) {
-                    self.progress = Progress::Unknown { chunked: true };
+                    self.progress = Progress::lost(true);
                 }
                 len
             }
-            Progress::UntilClose | Progress::Unknown { .. } => len,
+            Progress::Unknown { at_empty_line, .. } => {
+                *at_empty_line = false;
+                len
+            }
+            Progress::UntilClose => len,
         };
         self.content_bytes = self.content_bytes.saturating_add(passed);
         passed

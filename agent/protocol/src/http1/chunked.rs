@@ -137,13 +137,44 @@ impl Chunked {
     }
 }
 
-/// Whether the last bytes of a segment are those of a chunked body: the last chunk with no trailer
-/// behind it. `from_kernel` when the kernel side recognized the terminator, looking across segments.
-pub(crate) fn ends_body(suffix: &[u8], from_kernel: bool) -> bool {
-    const TERMINATOR: &[u8] = b"\r\n0\r\n\r\n";
-    suffix.ends_with(TERMINATOR)
-        || suffix == b"0\r\n\r\n"
-        || (from_kernel && !suffix.is_empty() && TERMINATOR.ends_with(suffix))
+/// Whether the last bytes of a segment are those of a chunked body: the last chunk, then trailer
+/// fields, if any, then an empty line. The line of the last chunk has to begin within `suffix`, behind
+/// the end of another line, unless there is nothing before it.
+pub(crate) fn ends_body(suffix: &[u8]) -> bool {
+    let Some(mut lines) = suffix.strip_suffix(EMPTY_LINE) else {
+        return false;
+    };
+    while let Some(end) = memchr::memmem::rfind(lines, b"\r\n") {
+        let line = &lines[end + 2..];
+        if is_last_chunk(line) {
+            return true;
+        }
+        if !may_be_field(line) {
+            return false;
+        }
+        lines = &lines[..end];
+    }
+    // What the line of the last chunk begins with could be the end of a larger number.
+    lines == b"0"
+}
+
+/// Whether the bytes end with an empty line, as every chunked body does.
+pub(crate) fn ends_line(suffix: &[u8]) -> bool {
+    suffix.ends_with(EMPTY_LINE)
+}
+
+const EMPTY_LINE: &[u8] = b"\r\n\r\n";
+
+/// A size of zero, and perhaps an extension.
+fn is_last_chunk(line: &[u8]) -> bool {
+    let zeroes = line.iter().take_while(|byte| **byte == b'0').count();
+    zeroes > 0 && line.get(zeroes).is_none_or(|byte| b"; \t".contains(byte))
+}
+
+/// Field lines have a name, then a colon.
+fn may_be_field(line: &[u8]) -> bool {
+    memchr::memchr(b':', line)
+        .is_some_and(|colon| colon > 0 && line[..colon].iter().all(u8::is_ascii_graphic))
 }
 
 #[cfg(test)]
@@ -198,11 +229,25 @@ mod tests {
 
     #[test]
     fn terminators() {
-        assert!(ends_body(b"data\r\n0\r\n\r\n", false));
-        assert!(ends_body(b"0\r\n\r\n", false));
-        assert!(!ends_body(b"\r\n", false));
-        assert!(ends_body(b"\r\n", true));
-        assert!(!ends_body(b"100\r\n\r\n", false));
-        assert!(!ends_body(b"", true));
+        for end in [
+            &b"data\r\n0\r\n\r\n"[..],
+            b"0\r\n\r\n",
+            b"a\r\n000;last=1\r\n\r\n",
+            b"a\r\n0\r\nX-End: 1\r\nDigest: a:b\r\n\r\n",
+        ] {
+            assert!(ends_body(end), "{}", end.escape_ascii());
+        }
+        for other in [
+            &b""[..],
+            b"\r\n",
+            b"\r\n\r\n",
+            b"100\r\n\r\n",
+            b"a\r\n10\r\n\r\n",
+            b"X-End: 1\r\n\r\n",
+            b"a\r\n0\r\nno field\r\n\r\n",
+            b"a\r\n0\r\n\r\nX-End: 1\r\n\r\n",
+        ] {
+            assert!(!ends_body(other), "{}", other.escape_ascii());
+        }
     }
 }

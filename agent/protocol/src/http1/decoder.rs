@@ -172,6 +172,13 @@ impl Decoder {
         }
     }
 
+    /// Notes that the body under way, if any, has come to an empty line.
+    pub(crate) const fn note_empty_line(&mut self) {
+        if let State::Body(body) = &mut self.state {
+            body.note_empty_line();
+        }
+    }
+
     /// The next event; `None` when the piece is used up.
     pub(crate) fn decode<'a>(&mut self, piece: &mut Piece<'a>) -> Option<Event<'a>> {
         if let State::Body(body) = &self.state

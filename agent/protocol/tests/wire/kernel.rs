@@ -9,6 +9,8 @@ pub struct Kernel {
     pub wire: Wire,
     capture_bytes: usize,
     budget: [usize; 2],
+    /// The last bytes of [responses, requests].
+    ends: [Vec<u8>; 2],
     last: Option<bool>,
     /// Records that were not shown yet.
     held: Vec<Record>,
@@ -19,7 +21,7 @@ struct Record {
     previous: Cursor,
     bytes: Vec<u8>,
     captured: usize,
-    tail: usize,
+    tail: Vec<u8>,
     time_ns: u64,
 }
 
@@ -40,6 +42,7 @@ impl Kernel {
             wire: Wire::new(requests, protocol::Limits::default()),
             capture_bytes,
             budget: [0; 2],
+            ends: [const { Vec::new() }; 2],
             last: None,
             held: Vec::new(),
         }
@@ -61,7 +64,18 @@ impl Kernel {
             *budget = 0;
         }
         let mut records = Vec::new();
-        let is_end = !left_out.is_empty() && bytes.ends_with(b"0\r\n\r\n");
+        let end = &mut self.ends[usize::from(is_request)];
+        end.extend_from_slice(bytes);
+        let is_end = !left_out.is_empty() && end.ends_with(b"\r\n\r\n");
+        let is_bare = end.ends_with(b"0\r\n\r\n");
+        let tail_len = match (bytes.len(), is_bare) {
+            (8.., true) => 8,
+            (8.., false) => bytes.len().min(128),
+            (_, true) => 5,
+            (_, false) => 4,
+        };
+        let tail = end[end.len().saturating_sub(tail_len)..].to_vec();
+        end.drain(..end.len().saturating_sub(4));
         if captured > 0 {
             let len = if is_end { captured } else { bytes.len() };
             records.push(Record {
@@ -69,7 +83,7 @@ impl Kernel {
                 previous,
                 bytes: bytes[..len].to_vec(),
                 captured,
-                tail: 0,
+                tail: Vec::new(),
                 time_ns,
             });
         }
@@ -87,7 +101,7 @@ impl Kernel {
                 previous,
                 bytes: left_out.to_vec(),
                 captured: 0,
-                tail: left_out.len().min(8),
+                tail,
                 time_ns,
             });
         }
@@ -115,7 +129,7 @@ impl Kernel {
                 record.previous,
                 &record.bytes,
                 record.captured,
-                record.tail,
+                &record.tail,
                 record.time_ns,
             );
         }

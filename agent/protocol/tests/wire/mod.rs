@@ -55,7 +55,8 @@ impl Wire {
     /// A segment of which the first `captured` bytes and the last `tail` are shown.
     pub fn send(&mut self, is_request: bool, bytes: &[u8], captured: usize, tail: usize) {
         let previous = self.advance(is_request, bytes.len() as u64);
-        self.show(is_request, previous, bytes, captured, tail, self.now_ns);
+        let end = &bytes[bytes.len() - tail.min(bytes.len())..];
+        self.show(is_request, previous, bytes, captured, end, self.now_ns);
     }
 
     /// Bytes that pass without a record. Returns how far the direction had come before.
@@ -75,7 +76,7 @@ impl Wire {
         previous: Cursor,
         bytes: &[u8],
         captured: usize,
-        tail: usize,
+        tail: &[u8],
         time_ns: u64,
     ) {
         let direction = self.direction(is_request);
@@ -87,7 +88,7 @@ impl Wire {
             offset_bytes: previous.offset_bytes,
             len_bytes: bytes.len() as u64,
             captured: &bytes[..captured.min(bytes.len())],
-            tail: &bytes[bytes.len() - tail.min(bytes.len())..],
+            tail,
             time_ns,
             previous_ns: previous.last_ns,
             arrived_ns: self.arrived_ns.take(),
