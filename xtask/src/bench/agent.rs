@@ -16,6 +16,8 @@ use super::server::{Kept, free_address, get, get_within};
 use crate::command::output;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// What is sampled is sampled for the first second of every seven or ten.
+const SAMPLED: Duration = Duration::from_millis(1300);
 /// The kernel tells a process's processor time in these, whatever its own clock's rate.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -75,6 +77,13 @@ impl Agent {
         agent.ready = started.elapsed();
         agent.losses_at_start = above_zero(&agent.metrics()?, LOSSES);
         Ok(agent)
+    }
+
+    /// Waits until what the agent watches now and then (arrivals, its programs' statistics) has been
+    /// watched for the first time: a run of a few seconds that begins now is like most of the time.
+    pub(super) fn past_samples(self) -> Self {
+        thread::sleep(SAMPLED);
+        self
     }
 
     /// From its start until it answered that it observes.

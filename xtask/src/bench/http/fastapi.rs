@@ -55,7 +55,7 @@ pub(super) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let load = || load(address, Duration::from_secs(seconds.into()));
     load()?;
     let pairs = in_turn(setting.pairs, load, || {
-        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?;
+        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
         let times = load()?;
         agent.stop()?;
         eprintln!(

@@ -145,7 +145,7 @@ fn start(command: &mut Command, folder: &Path) -> Result<Kept> {
 /// Requests a second with the agent and without.
 fn compare(setting: &Setting, what: &str, load: impl Fn() -> Result<f64>) -> Result<Figure> {
     let pairs = in_turn(setting.pairs, &load, || {
-        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?;
+        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
         let per_second = load()?;
         agent.stop()?;
         eprintln!("{what}: {per_second:.0} requests/s");
