@@ -50,6 +50,10 @@ const REST: Duration = Duration::from_millis(20);
 /// walked by frame pointers, and nothing is built over and over.
 const STAY: Duration = Duration::from_secs(10);
 
+/// How long a file whose rows found no room is not tried again: to read those of a large compiler
+/// takes a third of a second, and every process of it would have them read.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Files whose content is remembered.
 const MAX_FILES: usize = 8192;
 
@@ -193,6 +197,8 @@ struct Worker {
     /// Ranges given up, see [`REST`].
     resting: Vec<Range<u32>>,
     files: HashMap<FileIdentity, KnownFile>,
+    /// Files whose rows found no room, and when.
+    refused: HashMap<FileIdentity, Instant>,
     vdso: Option<KnownFile>,
     processes: HashMap<u32, KnownProcess>,
     interpreters: Interpreters,
@@ -207,6 +213,7 @@ impl Worker {
             mappings: Pool::new(MAX_MAPPINGS),
             resting: Vec::new(),
             files: HashMap::new(),
+            refused: HashMap::new(),
             vdso: None,
             processes: HashMap::new(),
             interpreters: Interpreters::new(python),
@@ -317,15 +324,26 @@ impl Worker {
         {
             return Some(known.clone());
         }
-        // Where there was no room, it is tried again with the next process.
-        let mut known = executable
-            .with_unwind_sections(|sections| self.load_table(executable.path(), sections))??;
+        if let Some(refused) = self.refused.get(&identity)
+            && refused.elapsed() < RETRY
+        {
+            return None;
+        }
+        let loaded = executable
+            .with_unwind_sections(|sections| self.load_table(executable.path(), sections))?;
+        *built = true;
+        let Some(mut known) = loaded else {
+            if self.refused.len() >= MAX_FILES {
+                self.refused.clear();
+            }
+            self.refused.insert(identity, Instant::now());
+            return None;
+        };
         known.python = executable.python();
         if self.files.len() >= MAX_FILES {
             self.files.clear();
         }
         self.files.insert(identity, known.clone());
-        *built = true;
         Some(known)
     }
 

@@ -61,6 +61,9 @@ pub(super) enum LoadError {
     /// There is no room; other tables have to go first.
     #[error("no room for a file's rows")]
     Full,
+    /// It would take more than three quarters of all the room, from everything else that runs.
+    #[error("a file has rows for more than three quarters of the room")]
+    TooLarge,
     /// The kernel refused.
     #[error("the kernel did not take a file's rows: {0}")]
     Kernel(#[from] io::Error),
@@ -125,6 +128,9 @@ impl Tables {
         let rules = self.load_rules(maps, &table.rules)?;
         let packed = Packed::new(table, &rules);
         let count = u32::try_from(packed.blocks.len()).unwrap_or(u32::MAX);
+        if packed.blocks.len() > MAX_BLOCKS * 3 / 4 || packed.pages.len() > MAX_PAGES * 3 / 4 {
+            return Err(LoadError::TooLarge);
+        }
         if self.blocks.available() < count {
             return Err(LoadError::Full);
         }
