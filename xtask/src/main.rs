@@ -5,6 +5,7 @@
 mod bench;
 mod command;
 mod ebpf;
+mod fuzz;
 mod host;
 mod kernels;
 mod paths;
@@ -39,6 +40,8 @@ enum Task {
     /// Measure what the agent costs, and whether it counts right
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Run fuzz targets for a while, each from its committed inputs on
+    Fuzz(fuzz::Fuzz),
     /// Boot Debian's stock kernels in QEMU and run the agent on each
     Kernels(kernels::Kernels),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Run { flags } => run::run(&flags).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => test::test(&arguments),
         Task::Kernels(arguments) => kernels::kernels(&arguments),
+        Task::Fuzz(arguments) => fuzz::fuzz(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Bench(arguments) => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
