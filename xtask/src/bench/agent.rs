@@ -16,8 +16,9 @@ use super::server::{Kept, free_address, get, get_within};
 use crate::command::output;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// What is sampled is sampled for the first second of every seven or ten.
-const SAMPLED: Duration = Duration::from_millis(1300);
+/// What is sampled is sampled for the first second of every seven or ten. By then the executables of
+/// the host have been read too, on processors that may share cores with the server's.
+const SETTLED: Duration = Duration::from_secs(3);
 /// The kernel tells a process's processor time in these, whatever its own clock's rate.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -79,10 +80,11 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Waits until what the agent watches now and then (arrivals, its programs' statistics) has been
-    /// watched for the first time: a run of a few seconds that begins now is like most of the time.
+    /// Waits until its start is over, and what it watches now and then (arrivals, its programs'
+    /// statistics) has been watched for the first time: a run of a few seconds that begins now is
+    /// like most of the time.
     pub(super) fn past_samples(self) -> Self {
-        thread::sleep(SAMPLED);
+        thread::sleep(SETTLED);
         self
     }
 
