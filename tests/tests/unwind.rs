@@ -1,7 +1,7 @@
 //! Stacks of code without frame pointers: programs whose split of CPU time and whose depth are
 //! known, by several compilers, stripped and not, read back by `go tool pprof`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
