@@ -136,7 +136,11 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             "fentry: the ends of the kernel's own functions",
         ),
         TapVariant::Socket => (Verdict::Ok, "socket: sock_send_length and sock_recv_length"),
-        TapVariant::Walk => (
+        TapVariant::SocketPlain => (
+            Verdict::Fallback,
+            "socket: of pipelines and long heads, only the first capture.bytes are seen",
+        ),
+        TapVariant::Walk | TapVariant::WalkPlain => (
             Verdict::Fallback,
             "walk: sys_exit, from the descriptor to the socket; every system call pays for it",
         ),

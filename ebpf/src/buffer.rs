@@ -153,15 +153,16 @@ impl UserBuffer {
         }
     }
 
-    /// The first eight bytes, or zero.
+    /// The first eight bytes, or zero. Unless `REST` (see `segment::handle`), they are looked for in
+    /// the first piece alone.
     #[inline(always)]
-    pub fn first_word(&self, scratch: *mut Scratch) -> u64 {
+    pub fn first_word<const REST: bool>(&self, scratch: *mut Scratch) -> u64 {
         let base = if self.pieces == 0 {
             self.base
         } else {
             // SAFETY: this CPU's scratch record.
             let [base, len] = unsafe { (*scratch).vector[0] };
-            if len < 8 {
+            if REST && len < 8 {
                 return first_bytes(self.pieces, scratch);
             }
             base

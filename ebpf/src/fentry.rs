@@ -27,7 +27,7 @@ use crate::{
     buffer::{MAX_VECTOR, UserBuffer},
     connection::get_or_open,
     kernel::{is_followed, load, read},
-    maps::{Scratch, VectorWalk, config, count_loss, scratch},
+    maps::{Scratch, config, count_loss, scratch},
     segment::{Segment, handle, is_of_interest},
     tap::receive_ended,
 };
@@ -125,7 +125,7 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
             // SAFETY: the map's own element, which was looked up just now.
             unsafe { (*state).copied_seq = read(call.sock, config().offsets.tcp_copied_seq) };
         }
-        handle(&Segment {
+        handle::<false>(&Segment {
             socket: call.sock,
             state,
             // Asked for again rather than kept: stack is scarce.
@@ -282,29 +282,33 @@ fn rewind(vector: u64, left: u64, scratch: *mut Scratch) -> (u64, u64) {
         end = Scratch::forget(scratch, window);
         step += 1;
     }
-    // SAFETY: as above, for every access below.
+    // A member at a time: the whole of it would be kept on the stack.
+    // SAFETY: as above, for every access to them.
+    let (left_at, end_at) = unsafe { (&raw mut (*walk).left, &raw mut (*walk).end) };
+    // SAFETY: as above.
     unsafe {
-        walk.write_volatile(VectorWalk {
-            skip: 0,
-            left,
-            end,
-            last: 0,
-            room: 0,
-            copied: 0,
-        })
-    };
+        left_at.write_volatile(left);
+        end_at.write_volatile(end);
+    }
     let mut index = MAX_VECTOR;
     while index > 0 {
         index -= 1;
+        let len = length_of(scratch, index);
         // SAFETY: as above.
-        let (mut at, len) = (unsafe { walk.read_volatile() }, length_of(scratch, index));
-        at.end = at.end.wrapping_sub(IOVEC_BYTES);
-        if at.left <= len {
-            return (at.end, len - at.left);
+        let (left, end) = unsafe {
+            (
+                left_at.read_volatile(),
+                end_at.read_volatile().wrapping_sub(IOVEC_BYTES),
+            )
+        };
+        if left <= len {
+            return (end, len - left);
         }
-        at.left -= len;
         // SAFETY: as above.
-        unsafe { walk.write_volatile(at) };
+        unsafe {
+            left_at.write_volatile(left - len);
+            end_at.write_volatile(end);
+        }
     }
     (0, 0)
 }

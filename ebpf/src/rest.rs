@@ -17,7 +17,7 @@ use crate::{
     buffer::{capture_from, last_bytes},
     detect,
     maps::{CONNECTIONS, Scratch, scratch_at},
-    segment::{MAX_HEAD_BYTES, send_captured},
+    segment::{CHUNKED_END, MAX_HEAD_BYTES, send_captured},
 };
 
 /// Longest head that is looked through, in words.
@@ -30,8 +30,6 @@ const MAX_RECORDS: u32 = 16;
 const LENGTH: u32 = 1;
 const CODING: u32 = 2;
 
-/// The last five bytes of a chunked body without trailers: `0 CRLF CRLF`.
-const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
 /// The last four bytes of any chunked body.
 const BLANK_LINE: u64 = 0x0d_0a_0d_0a;
 

@@ -16,7 +16,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    buffer::{Captured, UserBuffer},
+    buffer::{Captured, UserBuffer, last_bytes},
     delivery::busy_ticks,
     detect::{self, Beginning},
     log,
@@ -34,6 +34,9 @@ pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 
 /// A run's budget from which on the last bytes are kept: what comes next may not be captured.
 const NEARLY_SPENT: u32 = 64;
+
+/// The last five bytes of a chunked body without trailers: `0 CRLF CRLF`.
+pub const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
 
 /// One call's bytes.
 pub struct Segment {
@@ -59,9 +62,11 @@ pub fn is_of_interest(state: *mut ConnectionState) -> bool {
     !matches!(protocol, protocol_state::OTHER | protocol_state::TLS)
 }
 
-/// Takes a segment in: captures what is wanted of it, and moves the cursor.
+/// Takes a segment in: captures what is wanted of it, and moves the cursor. `REST`: a segment may
+/// take more than one record (`rest.rs`), for which up to some kernel after 6.12 there is not enough
+/// stack.
 #[inline(always)]
-pub fn handle(segment: &Segment) {
+pub fn handle<const REST: bool>(segment: &Segment) {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *segment.state };
     let scratch = segment.scratch;
@@ -79,7 +84,7 @@ pub fn handle(segment: &Segment) {
     let mut may_begin = turned;
     if !turned {
         // Within a run, only a look at the first bytes tells whether another message begins.
-        let first_word = buffer.first_word(scratch);
+        let first_word = buffer.first_word::<REST>(scratch);
         if detect::beginning(first_word) == Beginning::Message {
             may_begin = true;
             if !detect::is_response(first_word) {
@@ -174,6 +179,14 @@ pub fn handle(segment: &Segment) {
                 budget = MAX_HEAD_BYTES;
             }
         }
+    } else if !REST {
+        budget = send_plain(
+            state.ring,
+            scratch,
+            captured,
+            [len, u64::from(want)],
+            budget,
+        );
     } else {
         // SAFETY: this program's scratch.
         let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
@@ -194,6 +207,49 @@ pub fn handle(segment: &Segment) {
         state.cursors[1] = cursor;
         state.budget_bytes[1] = budget;
     }
+}
+
+/// Sends the record in the scratch, and one of the segment's end where bytes are left out and a chunked
+/// body without trailers ends with it. Returns what is left of the budget.
+#[inline(always)]
+fn send_plain(
+    ring: u8,
+    scratch: *mut Scratch,
+    captured: Captured,
+    [len, want]: [u64; 2],
+    budget: u32,
+) -> u32 {
+    // SAFETY: this program's scratch.
+    let header = unsafe { &mut (*scratch).header };
+    let left_out = len - want;
+    let mut tail = 0;
+    if left_out > 0 && captured.end != 0 && captured.last >= 8 {
+        tail = last_bytes(captured.end, 8);
+    }
+    let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
+    if want > 0 {
+        if is_end {
+            header.len_bytes = want;
+        }
+        send_captured(ring, scratch, captured.len);
+    }
+    if is_end {
+        header.flags = data_flags::TAIL;
+        header.captured_len = 8;
+        header.offset_bytes += want;
+        header.len_bytes = left_out;
+        if want > 0 {
+            header.previous_ns = header.time_ns;
+        }
+        // SAFETY: the first eight bytes of the scratch buffer.
+        unsafe {
+            (&raw mut (*scratch).bytes)
+                .cast::<[u8; 8]>()
+                .write(tail.to_be_bytes());
+        }
+        send_captured(ring, scratch, 8);
+    }
+    if left_out > 0 { 0 } else { budget }
 }
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.

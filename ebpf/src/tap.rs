@@ -47,20 +47,34 @@ const UNDER_WAY: i64 = -38;
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
     // The kernel passes 0 for the flags of a send.
-    moved(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
+    moved::<true>(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
     0
 }
 
 /// `sock_recv_length(sk, ret, flags)`, since 6.3.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
+    moved::<true>(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
+    0
+}
+
+/// As `sock_send_length`, for kernels whose programs have less stack: without `rest.rs`.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send_length_plain(ctx: BtfTracePointContext) -> i32 {
+    moved::<false>(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
+    0
+}
+
+/// As `sock_recv_length`, for the same kernels.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv_length_plain(ctx: BtfTracePointContext) -> i32 {
+    moved::<false>(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
     0
 }
 
 /// The call that this thread is in moved `len` bytes through `sock`, or failed with `-errno`.
 #[inline(always)]
-fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
+fn moved<const REST: bool>(sock: u64, len: i32, flags: u32, direction: Direction) {
     let offsets = &config().offsets;
     // SAFETY: `sock` is the tracepoint's typed argument, the offsets are those of `struct sock`.
     let (family, socket_type) = unsafe {
@@ -105,7 +119,7 @@ fn moved(sock: u64, len: i32, flags: u32, direction: Direction) {
         0
     };
     let read_past = Scratch::forget(scratch, read_past);
-    handle(&Segment {
+    handle::<REST>(&Segment {
         socket: sock,
         state,
         thread,
@@ -252,12 +266,24 @@ pub fn receive_ended(sock: u64, result: i32) {
 /// `sys_exit(regs, ret)`, attached before 6.3 alone.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    returned::<true>(&ctx)
+}
+
+/// As `sys_exit`, for kernels whose programs have less stack: without `rest.rs`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit_plain(ctx: BtfTracePointContext) -> i32 {
+    returned::<false>(&ctx)
+}
+
+/// A system call has returned.
+#[inline(always)]
+fn returned<const REST: bool>(ctx: &BtfTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
     let config = config();
     // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
     let syscall = unsafe { load::<u64>(regs, config.offsets.regs_syscall) } as u32;
     if let Some(direction) = direction_of(&config.syscalls, syscall) {
-        walk::handle_exit(regs, syscall, direction, ctx.arg(1));
+        walk::handle_exit::<REST>(regs, syscall, direction, ctx.arg(1));
     }
     0
 }

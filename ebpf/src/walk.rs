@@ -23,7 +23,12 @@ const DISCARDED: u64 = 0x20;
 
 /// A call that moves bytes has returned `result`.
 #[inline(always)]
-pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i64) {
+pub fn handle_exit<const REST: bool>(
+    regs: u64,
+    syscall: u32,
+    mut direction: Direction,
+    result: i64,
+) {
     let config = config();
     let (offsets, syscalls) = (&config.offsets, &config.syscalls);
     if result < 0 && result != -104 {
@@ -95,7 +100,7 @@ pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i6
         }
         // SAFETY: no arguments.
         let time_ns = unsafe { bpf_ktime_get_ns() };
-        handle(&Segment {
+        handle::<REST>(&Segment {
             socket: sock,
             state,
             thread,

@@ -31,7 +31,7 @@ pub enum When {
 
 /// Every probe of `telltale run`, in the order of attaching: what notes the end of things before
 /// what lets them begin.
-pub const PROBES: [Probe; 17] = [
+pub const PROBES: [Probe; 20] = [
     Probe {
         program: "sched_process_exec",
         when: When::Always,
@@ -89,8 +89,26 @@ pub const PROBES: [Probe; 17] = [
         fallback: None,
     },
     Probe {
+        program: "sock_send_length_plain",
+        when: When::Tap(TapVariant::SocketPlain),
+        purpose: "bytes sent",
+        fallback: None,
+    },
+    Probe {
+        program: "sock_recv_length_plain",
+        when: When::Tap(TapVariant::SocketPlain),
+        purpose: "bytes received",
+        fallback: None,
+    },
+    Probe {
         program: "sys_exit",
         when: When::Tap(TapVariant::Walk),
+        purpose: "bytes sent and received",
+        fallback: None,
+    },
+    Probe {
+        program: "sys_exit_plain",
+        when: When::Tap(TapVariant::WalkPlain),
         purpose: "bytes sent and received",
         fallback: None,
     },
@@ -276,7 +294,7 @@ fn attach_one(ebpf: &mut Ebpf, btf: &aya::Btf, probe: Probe) -> Result<Option<u3
         }
         program => {
             let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(name, btf)?;
+            program.load(name.strip_suffix("_plain").unwrap_or(name), btf)?;
             // For a time now and then: see `Programs::watch_arrivals`.
             if !matches!(probe.when, When::Arrivals(_)) {
                 program.attach()?;

@@ -15,8 +15,14 @@ pub enum TapVariant {
     Fentry,
     /// `sock_send_length` and `sock_recv_length` (6.3+).
     Socket,
+    /// The same, for kernels whose programs have 512 bytes of stack: a segment takes one record, so
+    /// that of pipelines and long heads only the first `capture.bytes` are seen, and of chunked ends
+    /// those that come in one piece.
+    SocketPlain,
     /// `sys_exit`, walking from the descriptor.
     Walk,
+    /// The same with less stack.
+    WalkPlain,
 }
 
 impl TapVariant {
@@ -27,15 +33,15 @@ impl TapVariant {
         has_functions: bool,
         has_tracepoints: bool,
     ) -> Result<(Self, Vec<Self>), LoadError> {
-        use TapVariant::{Fentry, Socket, Walk};
+        use TapVariant::{Fentry, Socket, SocketPlain, Walk, WalkPlain};
         match (wanted, has_functions, has_tracepoints) {
-            (Tap::Auto, _, true) => Ok((Socket, vec![Walk])),
-            (Tap::Auto, true, false) => Ok((Fentry, vec![Walk])),
+            (Tap::Auto, _, true) => Ok((Socket, vec![SocketPlain, WalkPlain])),
+            (Tap::Auto, true, false) => Ok((Fentry, vec![WalkPlain])),
             (Tap::Fentry, true, _) => Ok((Fentry, Vec::new())),
             (Tap::Fentry, false, _) => Err(LoadError::NoFentryTap),
-            (Tap::Socket, _, true) => Ok((Socket, Vec::new())),
+            (Tap::Socket, _, true) => Ok((Socket, vec![SocketPlain])),
             (Tap::Socket, _, false) => Err(LoadError::NoSocketTap),
-            (Tap::Auto, false, false) | (Tap::Walk, _, _) => Ok((Walk, Vec::new())),
+            (Tap::Auto, false, false) | (Tap::Walk, _, _) => Ok((Walk, vec![WalkPlain])),
         }
     }
 
@@ -45,7 +51,9 @@ impl TapVariant {
         match self {
             Self::Fentry => "fentry",
             Self::Socket => "socket",
+            Self::SocketPlain => "socket, plain",
             Self::Walk => "walk",
+            Self::WalkPlain => "walk, plain",
         }
     }
 
@@ -53,7 +61,7 @@ impl TapVariant {
     const fn scratches(self) -> u32 {
         match self {
             Self::Fentry => 8,
-            Self::Socket | Self::Walk => 2,
+            Self::Socket | Self::SocketPlain | Self::Walk | Self::WalkPlain => 2,
         }
     }
 }
@@ -283,22 +291,22 @@ mod tests {
         let candidates = |wanted, functions, tracepoints| {
             TapVariant::candidates(wanted, functions, tracepoints).ok()
         };
-        use TapVariant::{Fentry, Socket, Walk};
+        use TapVariant::{Fentry, Socket, SocketPlain, Walk, WalkPlain};
         for (functions, tracepoints, best, others) in [
-            (true, true, Socket, vec![Walk]),
-            (true, false, Fentry, vec![Walk]),
-            (false, true, Socket, vec![Walk]),
-            (false, false, Walk, vec![]),
+            (true, true, Socket, vec![SocketPlain, WalkPlain]),
+            (true, false, Fentry, vec![WalkPlain]),
+            (false, true, Socket, vec![SocketPlain, WalkPlain]),
+            (false, false, Walk, vec![WalkPlain]),
         ] {
             let found = candidates(Tap::Auto, functions, tracepoints);
             assert_eq!(found, Some((best, others)), "{functions} {tracepoints}");
         }
-        for (wanted, tap) in [
-            (Tap::Fentry, Fentry),
-            (Tap::Socket, Socket),
-            (Tap::Walk, Walk),
+        for (wanted, tap, others) in [
+            (Tap::Fentry, Fentry, vec![]),
+            (Tap::Socket, Socket, vec![SocketPlain]),
+            (Tap::Walk, Walk, vec![WalkPlain]),
         ] {
-            assert_eq!(candidates(wanted, true, true), Some((tap, vec![])));
+            assert_eq!(candidates(wanted, true, true), Some((tap, others)));
         }
         assert_eq!(candidates(Tap::Fentry, false, true), None);
         assert_eq!(candidates(Tap::Socket, true, false), None);
