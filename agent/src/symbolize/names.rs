@@ -103,15 +103,20 @@ impl Names {
         let unknown = missing(functions, addresses);
         if !unknown.is_empty() {
             let (path, layout) = (executable.reopen_path(), Arc::clone(layout));
-            let found = self.symbolize(
-                &Source::from(Elf::new(path)),
-                Input::VirtOffset(&unknown),
-                |symbol, address| {
-                    symbol.size.is_some()
-                        || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
-                            && layout.same_section(symbol.addr, address))
-                },
-            );
+            let trusted = |symbol: &Sym<'_>, address| {
+                symbol.size.is_some()
+                    || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
+                        && layout.same_section(symbol.addr, address))
+            };
+            let mut elf = Elf::new(path);
+            let addresses = || Input::VirtOffset(unknown.as_slice());
+            let mut found = self.symbolize(&Source::from(elf.clone()), addresses(), trusted);
+            if found.is_none() {
+                // Debug information that cannot be read is no reason to do without the symbols.
+                elf.debug_syms = false;
+                found = self.symbolize(&Source::from(elf), addresses(), trusted);
+            }
+            let found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
             if let Some(file) = self.files.get_mut(&identity) {
                 file.functions.extend(unknown.into_iter().zip(found));
             }
@@ -154,6 +159,7 @@ impl Names {
                 // Without CAP_SYSLOG every symbol reads as zero.
                 symbol.addr != 0 && symbol.offset < LONGEST_KERNEL_FUNCTION_BYTES
             });
+            let found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
             self.kernel.extend(unknown.into_iter().zip(found));
         }
         known(&self.kernel, addresses)
@@ -166,7 +172,8 @@ impl Names {
         };
         let addresses: Vec<_> = offsets.iter().map(|offset| start + offset).collect();
         let source = Source::from(Process::new(Pid::Slf));
-        self.symbolize(&source, Input::AbsAddr(&addresses), |_, _| true)
+        let found = self.symbolize(&source, Input::AbsAddr(&addresses), |_, _| true);
+        found.unwrap_or_else(|| vec![Vec::new(); offsets.len()])
     }
 
     /// Lets go of everything when it is too much.
@@ -177,19 +184,20 @@ impl Names {
         }
     }
 
-    /// Names of all addresses; those that `trusted` refuses have none.
+    /// Names of all addresses, of which those that `trusted` refuses have none; `None` where the
+    /// source cannot be read.
     fn symbolize(
         &mut self,
         source: &Source<'_>,
         addresses: Input<&[u64]>,
         trusted: impl Fn(&Sym<'_>, u64) -> bool,
-    ) -> Vec<Functions> {
+    ) -> Option<Vec<Functions>> {
         let count = addresses.as_inner_ref().len();
         let symbols = match self.blazesym.symbolize(source, addresses) {
             Ok(symbols) => symbols,
             Err(error) => {
                 tracing::debug!(?source, %error, "no symbols");
-                return vec![Vec::new(); count];
+                return None;
             }
         };
         let texts = &mut self.texts;
@@ -202,7 +210,7 @@ impl Names {
             })
             .collect();
         functions.resize(count, Vec::new());
-        functions
+        Some(functions)
     }
 }
 
