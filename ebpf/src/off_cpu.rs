@@ -25,7 +25,7 @@ use crate::{
     sample::{OFF_CPU_SLOT, StackScratch, image, scratch, walk},
 };
 
-/// A CPU takes the stacks of so many waits in a window: at 10 µs each, 5 % of its time.
+/// A CPU takes the stacks of so many waits in a window; the others are counted.
 const WINDOW_NS: u64 = 100_000_000;
 const MAX_WAITS_A_WINDOW: u64 = 500;
 
@@ -136,12 +136,17 @@ fn leave(ctx: &BtfTracePointContext, state: &OffCpuState, now_ns: u64) {
     take(ctx, stack, pid_tgid, image, state.epoch);
     let key = stack.key();
     if WAITED.get_ptr(key).is_none() {
+        // Room first: what is sent and has none would be kept by the agent for nothing.
         let nothing = Waited { count: 0, ns: 0 };
-        if !stack.send()
-            || WAITED
-                .insert(key, &nothing, u64::from(BPF_NOEXIST))
-                .is_err()
+        if WAITED
+            .insert(key, &nothing, u64::from(BPF_NOEXIST))
+            .is_err()
         {
+            count_loss(LossReason::WaitsSkipped);
+            return;
+        }
+        if !stack.send() {
+            let _ = WAITED.remove(key);
             count_loss(LossReason::WaitsSkipped);
             return;
         }
