@@ -92,11 +92,13 @@ pub fn sample(ctx: PerfEventContext) -> u32 {
 }
 
 /// One frame of the stack in a scratch; 1 ends the loop.
+#[inline(never)]
 extern "C" fn walk_one(_index: u32, slot: *mut core::ffi::c_void) -> i64 {
     i64::from(!scratch_of(slot).is_some_and(StackScratch::step_native))
 }
 
 /// One step towards or along the interpreter's frames; 1 ends the loop.
+#[inline(never)]
 extern "C" fn python_one(_index: u32, slot: *mut core::ffi::c_void) -> i64 {
     i64::from(!scratch_of(slot).is_some_and(StackScratch::step_python))
 }
@@ -294,14 +296,16 @@ pub fn sample_before_loop(ctx: PerfEventContext) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn walk_step() -> u32 {
-    u32::from(!scratch(SAMPLER_SLOT).is_some_and(StackScratch::step_native))
+    let mut slot = SAMPLER_SLOT;
+    walk_one(0, (&raw mut slot).cast()) as u32
 }
 
 /// The same for the interpreter's frames.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn python_step() -> u32 {
-    u32::from(!scratch(SAMPLER_SLOT).is_some_and(StackScratch::step_python))
+    let mut slot = SAMPLER_SLOT;
+    python_one(0, (&raw mut slot).cast()) as u32
 }
 
 /// Fills in all but the user's part of the stack; `None` where nothing is to be sampled.

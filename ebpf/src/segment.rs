@@ -180,13 +180,8 @@ pub fn handle<const REST: bool>(segment: &Segment) {
             }
         }
     } else if !REST {
-        budget = send_plain(
-            state.ring,
-            scratch,
-            captured,
-            [len, u64::from(want)],
-            budget,
-        );
+        let end = if captured.last >= 8 { captured.end } else { 0 };
+        budget = send_plain(state.ring, scratch, end, want, budget);
     } else {
         // SAFETY: this program's scratch.
         let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
@@ -209,29 +204,26 @@ pub fn handle<const REST: bool>(segment: &Segment) {
     }
 }
 
-/// Sends the record in the scratch, and one of the segment's end where bytes are left out and a chunked
-/// body without trailers ends with it. Returns what is left of the budget.
-#[inline(always)]
-fn send_plain(
-    ring: u8,
-    scratch: *mut Scratch,
-    captured: Captured,
-    [len, want]: [u64; 2],
-    budget: u32,
-) -> u32 {
+/// Sends the record in the scratch, for which `want` bytes were to be captured, and one of the
+/// segment's `end` (0 where its address is not known) where bytes are left out and a chunked body
+/// without trailers ends with it. Returns what is left of the budget. A function that all plain taps
+/// share.
+#[inline(never)]
+fn send_plain(ring: u8, scratch: *mut Scratch, end: u64, want: u32, budget: u32) -> u32 {
     // SAFETY: this program's scratch.
     let header = unsafe { &mut (*scratch).header };
-    let left_out = len - want;
+    let (want, captured_len) = (u64::from(want), header.captured_len);
+    let left_out = header.len_bytes - want;
     let mut tail = 0;
-    if left_out > 0 && captured.end != 0 && captured.last >= 8 {
-        tail = last_bytes(captured.end, 8);
+    if left_out > 0 && end != 0 {
+        tail = last_bytes(end, 8);
     }
     let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
     if want > 0 {
         if is_end {
             header.len_bytes = want;
         }
-        send_captured(ring, scratch, captured.len);
+        send_captured(ring, scratch, captured_len);
     }
     if is_end {
         header.flags = data_flags::TAIL;

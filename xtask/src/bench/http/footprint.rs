@@ -103,7 +103,7 @@ pub(super) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
             "KB",
             format!("{:.0} KB", object_bytes as f64 / 1e3),
         )
-        .reach(Reach::AtMost(240.0)),
+        .reach(Reach::AtMost(200.0)),
     ];
     // Kernels before 5.16 don't tell.
     if let Some((name, count)) = verified.iter().max_by_key(|(_, count)| **count) {
