@@ -183,7 +183,8 @@ impl Server {
         })
     }
 
-    /// nginx that has a cluster's API behind `/es`, and passes it on without.
+    /// nginx that has a cluster's API behind `/es`, and passes it on without; answers trickle from there
+    /// at a megabyte a second.
     ///
     /// # Errors
     /// When it does not come up.
@@ -201,13 +202,18 @@ impl Server {
         let binary = folder.path().join(&service);
         std::fs::copy(prerequisite::on_path("nginx")?, &binary)?;
         std::fs::create_dir(folder.path().join("files"))?;
+        let limit = if path.is_empty() {
+            ""
+        } else {
+            "limit_rate 1m; "
+        };
         let (upstream, proxy) = if upstream.is_empty() {
             (String::new(), String::new())
         } else {
             (
                 format!("upstream application {{ server {upstream}; keepalive 8; }}"),
                 format!(
-                    "location {location} {{ proxy_pass http://application{path}; \
+                    "location {location} {{ {limit}proxy_pass http://application{path}; \
                      proxy_http_version 1.1; proxy_set_header Connection \"\"; }}"
                 ),
             )
