@@ -2,11 +2,8 @@
 //! its first sample.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use profile::Thread;
@@ -14,6 +11,7 @@ use profile::Thread;
 use super::executable::{Executable, FileIdentity};
 use super::jit;
 use super::maps::{self, MapsEntry};
+use super::perf_map::PerfMapFile;
 
 /// Most files that are held open for sampled processes. The soft limit on open files is usually
 /// 1024, and the agent needs some itself.
@@ -70,17 +68,6 @@ pub struct Region {
     pub backing: Backing,
     /// Opening the file was tried, and failed.
     unreadable: bool,
-}
-
-/// The list of functions that a JIT compiler writes: `/tmp/perf-PID.map`.
-#[derive(Debug)]
-pub struct PerfMapFile {
-    /// The file. Its process may write on.
-    pub file: File,
-    /// Its length when it was found: what comes later was written while the profile was taken.
-    pub len_when_found: u64,
-    /// Bytes of it that were read: lines that could not be understood there are counted already.
-    pub read_bytes: AtomicU64,
 }
 
 /// When to look again for what was not there: code that no mapping holds, or a perf map. Reading the maps of a large process takes
@@ -206,7 +193,7 @@ impl Images {
                 && image.perf_map.is_none()
                 && image.perf_map_looks.is_due()
             {
-                image.perf_map = find_perf_map(&self.proc_root, key.pid).map(Arc::new);
+                image.perf_map = PerfMapFile::find(&self.proc_root, key.pid).map(Arc::new);
                 image.perf_map_looks.note(image.perf_map.is_some());
             }
         }
@@ -328,30 +315,6 @@ fn open(
     } else {
         region.unreadable = true;
     }
-}
-
-/// The perf map of a process: `/tmp/perf-PID.map` in its own file system, by its own pid.
-fn find_perf_map(proc_root: &Path, pid: u32) -> Option<PerfMapFile> {
-    let own_pid = maps::read_own_pid(proc_root, pid)?;
-    let path = proc_root.join(format!("{pid}/root/tmp/perf-{own_pid}.map"));
-    // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
-    // to belong to the process's user (or root), as perf asks as well.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .ok()?;
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    let owner = std::fs::metadata(proc_root.join(pid.to_string()))
-        .ok()?
-        .uid();
-    let trusted = metadata.uid() == owner || metadata.uid() == 0;
-    trusted.then(|| PerfMapFile {
-        file,
-        len_when_found: metadata.len(),
-        read_bytes: AtomicU64::new(0),
-    })
 }
 
 #[cfg(test)]

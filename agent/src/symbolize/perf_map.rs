@@ -2,13 +2,19 @@
 //! (Linux, `tools/perf/Documentation/jit-interface.txt`).
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
 
+use procfs::process::Process;
 use profile::SymbolizedFrame;
 
-use super::image::PerfMapFile;
+use super::maps;
 use super::names::Functions;
 
 /// Most bytes that are read of one perf map.
@@ -16,6 +22,58 @@ const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Most bytes of one line; longer ones are cut.
 const MAX_LINE_BYTES: u64 = 4096;
+
+/// How much earlier than its process a perf map may seem to have been written: the time of boot is
+/// told in seconds, and files carry the time of the kernel's last tick.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+/// The list of functions that a JIT compiler writes: `/tmp/perf-PID.map`.
+#[derive(Debug)]
+pub struct PerfMapFile {
+    file: File,
+    /// Its length when it was found: what comes later was written while the profile was taken.
+    len_when_found: u64,
+    /// Bytes of it that were read: lines that could not be understood there are counted already.
+    read_bytes: AtomicU64,
+}
+
+impl PerfMapFile {
+    /// The perf map of a process: `/tmp/perf-PID.map` in its own file system, by its own pid.
+    #[must_use]
+    pub fn find(proc_root: &Path, pid: u32) -> Option<Self> {
+        let own_pid = maps::read_own_pid(proc_root, pid)?;
+        let folder = proc_root.join(pid.to_string());
+        // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
+        // to belong to the process's user (or root), as perf asks as well.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(folder.join(format!("root/tmp/perf-{own_pid}.map")))
+            .ok()?;
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let owner = std::fs::metadata(&folder).ok()?.uid();
+        let is_trusted = metadata.uid() == owner || metadata.uid() == 0;
+        // One that an earlier process of this number left behind names other code.
+        let is_its_own = metadata.modified().ok()? + CLOCK_SLACK >= start_time(&folder)?;
+        (is_trusted && is_its_own).then(|| Self {
+            file,
+            len_when_found: metadata.len(),
+            read_bytes: AtomicU64::new(0),
+        })
+    }
+}
+
+/// When the process of a folder in `/proc` began.
+fn start_time(folder: &Path) -> Option<SystemTime> {
+    let stat = Process::new_with_root(folder.to_owned())
+        .ok()?
+        .stat()
+        .ok()?;
+    let boot = Duration::from_secs(procfs::boot_time_secs().ok()?);
+    let since_boot = Duration::from_millis(stat.starttime * 1000 / procfs::ticks_per_second());
+    Some(SystemTime::UNIX_EPOCH + boot + since_boot)
+}
 
 /// What a perf map says.
 #[derive(Debug, Default)]
@@ -157,6 +215,22 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_list_that_is_older_than_its_process_is_another_ones() {
+        let own = std::process::id();
+        let path = format!("/tmp/perf-{own}.map");
+        let file = File::create_new(&path).expect("no such file yet");
+        let find = || PerfMapFile::find(Path::new("/proc"), own).is_some();
+        let fresh = find();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        file.set_modified(hour_ago).unwrap();
+        let stale = find();
+        std::fs::remove_file(&path).unwrap();
+        assert!(fresh);
+        assert!(!stale);
+        assert!(!find());
     }
 
     #[test]
