@@ -75,6 +75,9 @@ pub mod cfa_kind {
     pub const OUTERMOST: u8 = 8;
     /// There is one, found in a way that is not followed.
     pub const UNSUPPORTED: u8 = 9;
+    /// `rbp` was left as it was while the stack was changed for another, which may lie anywhere:
+    /// the caller is that of the frame that `rbp` belongs to.
+    pub const OTHER_STACK: u8 = 10;
 }
 
 /// Where the caller's `rbp` is.
@@ -272,6 +275,9 @@ pub fn caller(
     let kind = rule.cfa_kind();
     if kind == cfa_kind::SIGNAL {
         return interrupted(frame, machine);
+    }
+    if kind == cfa_kind::OTHER_STACK {
+        return caller_by_frame_pointer(frame, machine);
     }
     let cfa = match kind {
         cfa_kind::SP => frame.sp.wrapping_add(offset),
