@@ -33,7 +33,9 @@ pub(super) fn rules(function: GoFunction<'_, '_>) -> impl Iterator<Item = (u64, 
 /// Is it what a signal handler returns to? No call stands before it, so that callers are looked for
 /// at the byte before its first.
 pub(super) fn is_signal_return(function: GoFunction<'_, '_>) -> bool {
-    function.name() == Some("runtime.sigreturn__sigaction")
+    // The second name since Go 1.20.
+    let names = ["runtime.sigreturn", "runtime.sigreturn__sigaction"];
+    function.name().is_some_and(|name| names.contains(&name))
 }
 
 /// Only a function with a frame saves `rbp`.
