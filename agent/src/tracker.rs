@@ -13,7 +13,7 @@ use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting, Segm
 
 use crate::clock::Ticks;
 use crate::clusters::Clusters;
-use crate::connections::{Awake, Connections, Origin, Tracked};
+use crate::connections::{Answered, Awake, Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
 use crate::kernel_side::KernelSide;
 use crate::observation::{Delivery, Endpoint, Observation};
@@ -140,7 +140,7 @@ impl Tracker {
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(origin.pid);
-        let selected = self.is_selected(&process, origin.local.port());
+        let selected = self.is_selected(&process, origin.ends.local().port());
         let tracked = Tracked::new(origin, process, selected);
         let resting = if self.is_seen_from_start(origin) {
             Resting::opened()
@@ -211,12 +211,15 @@ impl Tracker {
         if tracked.process.pid == pid {
             return;
         }
-        let port = tracked.local.port();
+        let port = tracked.ends.local().port();
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(pid);
         let selected = self.is_selected(&process, port);
         if let Some(tracked) = self.connections.get_mut(id) {
+            if tracked.process.service != process.service {
+                tracked.answered = None;
+            }
             tracked.process = process;
             tracked.selected = selected;
             tracked.routes = None;
@@ -373,10 +376,12 @@ impl Outlet {
     /// Tells how long the last answer took to reach its peer, where that is known.
     fn deliver(&mut self, tracked: &mut Tracked, took_ns: Option<u64>) {
         let answered = tracked.answered.take();
-        if let (Some(answered), Some(took_ns)) = (answered, took_ns) {
+        if let (Some(Answered { route, method }), Some(took_ns)) = (answered, took_ns) {
             let delivery = Delivery {
+                process: Arc::clone(&tracked.process),
+                route,
+                method,
                 took_ns,
-                ..answered
             };
             for sink in &mut self.sinks {
                 sink.deliver(&delivery);
@@ -392,12 +397,10 @@ fn progress(connection: &mut Connection, [ingress, egress]: [Cursor; 2]) {
 }
 
 /// What will be told of the delivery of an exchange's answer, if it was answered.
-fn answered(observation: &Observation) -> Option<Delivery> {
-    (observation.exchange.outcome == Outcome::Matched).then(|| Delivery {
-        process: Arc::clone(&observation.process),
+fn answered(observation: &Observation) -> Option<Answered> {
+    (observation.exchange.outcome == Outcome::Matched).then(|| Answered {
         route: Arc::clone(&observation.route),
         method: observation.exchange.method,
-        took_ns: 0,
     })
 }
 
@@ -405,8 +408,8 @@ fn answered(observation: &Observation) -> Option<Delivery> {
 fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observation {
     if !tracked.noted {
         tracked.noted = true;
-        let port =
-            Some(tracked.local.port()).filter(|&port| exchange.role == Role::Server && port != 0);
+        let port = Some(tracked.ends.local().port())
+            .filter(|&port| exchange.role == Role::Server && port != 0);
         shared
             .processes
             .note_seen(tracked.process.pid, port, "http/1.1");
@@ -414,8 +417,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     if let Some(call) = &exchange.elasticsearch {
         // The cluster's end, whichever side is watched.
         let end = match exchange.role {
-            Role::Client => tracked.remote,
-            Role::Server => tracked.local,
+            Role::Client => tracked.ends.remote(),
+            Role::Server => tracked.ends.local(),
         };
         if let Endpoint::Inet(address) = end {
             shared.clusters.learn(address, call.product, &call.prefix);
@@ -434,8 +437,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
         },
         exchange,
         process: Arc::clone(&tracked.process),
-        local: tracked.local,
-        remote: tracked.remote,
+        local: tracked.ends.local(),
+        remote: tracked.ends.remote(),
     }
 }
 
@@ -453,7 +456,7 @@ fn learn_cluster(tracked: &mut Tracked, connection: &mut Connection, clusters: &
         return;
     }
     tracked.clusters_generation = generation;
-    for end in [tracked.remote, tracked.local] {
+    for end in [tracked.ends.remote(), tracked.ends.local()] {
         if let Endpoint::Inet(address) = end
             && let Some(cluster) = clusters.at(address)
         {
