@@ -3,10 +3,13 @@
 //! Records of a connection are in order within its ring, so that a tracker shares nothing with
 //! the others but what it looks up: processes, routes, known clusters.
 
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use ebpf_common::connection::{ConnectionClosed, SocketData, busy_ticks, closed, data_flags};
+use ebpf_common::connection::{
+    ConnectionClosed, ConnectionOpened, SocketData, busy_ticks, closed, data_flags,
+};
 use hashbrown::HashSet;
 use protocol::observation::{Exchange, Outcome, Role};
 use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting, Segment};
@@ -34,6 +37,9 @@ const WRONG_RING: (&str, &str) = ("decode", "wrong_ring");
 const CONNECTIONS_FULL: (&str, &str) = ("worker", "connections_full");
 /// A record of a connection whose opening was lost and that the kernel has forgotten.
 const UNKNOWN_CONNECTION: (&str, &str) = ("worker", "unknown_connection");
+
+/// Early records that are kept at a time: each is of a connection that lived for microseconds.
+const MAX_EARLY: usize = 64;
 
 /// What all workers look things up in.
 pub struct Shared {
@@ -64,6 +70,8 @@ pub struct Shared {
 /// See the module's description.
 pub struct Tracker {
     connections: Connections,
+    /// Records of connections whose opening is not known yet, the oldest first.
+    early: VecDeque<Early>,
     outlet: Outlet,
 }
 
@@ -74,6 +82,16 @@ struct Outlet {
     /// Connections with a body whose end only the kernel's cursor tells.
     awaiting: HashSet<u64>,
     in_flight: InFlight,
+}
+
+/// Two threads of a process may move the first bytes of a connection at the same time: the one that
+/// was second may find it in the kernel's map, and send its record, before the first one has told of
+/// the opening.
+struct Early {
+    id: u64,
+    record: Box<[u8]>,
+    /// The ring has been drained since.
+    is_late: bool,
 }
 
 impl Tracker {
@@ -91,6 +109,7 @@ impl Tracker {
         }
         Self {
             connections,
+            early: VecDeque::new(),
             outlet: Outlet {
                 shared,
                 sinks,
@@ -116,10 +135,14 @@ impl Tracker {
     /// Takes one record of the ring in.
     pub fn handle(&mut self, record: &[u8]) {
         match decode(record) {
-            Ok(Event::SocketData(data, captured)) => self.handle_data(&data, captured),
-            Ok(Event::ConnectionOpened(opened)) => {
-                self.open(opened.connection_id, &Origin::from(&opened));
+            Ok(Event::SocketData(data, captured)) => {
+                if self.is_known(&data) {
+                    self.handle_data(&data, captured);
+                } else {
+                    self.keep_early(data.connection_id, record);
+                }
             }
+            Ok(Event::ConnectionOpened(opened)) => self.handle_opened(&opened),
             Ok(Event::ConnectionClosed(event)) => self.handle_closed(&event),
             Ok(_) => self.lose(WRONG_RING),
             Err(_) => self.lose(MALFORMED),
@@ -128,6 +151,46 @@ impl Tracker {
 
     fn lose(&self, (stage, reason): (&'static str, &'static str)) {
         self.outlet.shared.losses.add(stage, reason, 1);
+    }
+
+    /// The ring was drained: what was early at the time before will not be explained any more.
+    pub fn end_round(&mut self) {
+        while self.early.front().is_some_and(|early| early.is_late) {
+            self.early.pop_front();
+            self.lose(UNKNOWN_CONNECTION);
+        }
+        for early in &mut self.early {
+            early.is_late = true;
+        }
+    }
+
+    fn keep_early(&mut self, id: u64, record: &[u8]) {
+        if self.early.len() >= MAX_EARLY {
+            self.early.pop_front();
+            self.lose(UNKNOWN_CONNECTION);
+        }
+        self.early.push_back(Early {
+            id,
+            record: record.into(),
+            is_late: false,
+        });
+    }
+
+    fn handle_opened(&mut self, opened: &ConnectionOpened) {
+        let id = opened.connection_id;
+        if self.connections.get(id).is_some() {
+            // A record of its bytes came first, and the kernel's map told the same.
+            return;
+        }
+        self.open(id, &Origin::from(opened));
+        if self.early.iter().any(|early| early.id == id) {
+            let (own, others) = self.early.drain(..).partition(|early| early.id == id);
+            self.early = others;
+            let own: VecDeque<Early> = own;
+            for early in own {
+                self.handle(&early.record);
+            }
+        }
     }
 
     fn open(&mut self, id: u64, origin: &Origin) {
@@ -173,25 +236,31 @@ impl Tracker {
         shared.selection.selects(process, &ports)
     }
 
+    /// Whether a record's connection is followed, and is of its process from now on. Where the record
+    /// of its opening was lost, the
+    /// kernel's map knows the same.
+    fn is_known(&mut self, data: &SocketData) -> bool {
+        let id = data.connection_id;
+        match self.connections.get(id) {
+            Some(tracked) if tracked.process.pid == data.pid => {}
+            Some(_) => self.follow_process(id, data.pid),
+            None => {
+                let Some(state) = self.outlet.shared.kernel.connection(data.socket, id) else {
+                    return false;
+                };
+                self.open(id, &Origin::of_state(data.socket, &state));
+                self.follow_process(id, data.pid);
+            }
+        }
+        true
+    }
+
     fn handle_data(&mut self, data: &SocketData, captured: &[u8]) {
         let Some(direction) = Direction::from_raw(data.direction) else {
             self.lose(MALFORMED);
             return;
         };
         let id = data.connection_id;
-        match self.connections.get_mut(id) {
-            Some(tracked) if tracked.process.pid == data.pid => {}
-            Some(_) => self.follow_process(id, data.pid),
-            None => {
-                // The record of its opening was lost; the kernel's map knows the same.
-                let Some(state) = self.outlet.shared.kernel.connection(data.socket, id) else {
-                    self.lose(UNKNOWN_CONNECTION);
-                    return;
-                };
-                self.open(id, &Origin::of_state(data.socket, &state));
-                self.follow_process(id, data.pid);
-            }
-        }
         let Some((tracked, awake)) = self.connections.wake(id) else {
             return;
         };
@@ -279,6 +348,9 @@ impl Tracker {
 
     /// Forgets every connection: the agent ends.
     pub fn evict_all(&mut self, now_ns: u64) {
+        // None is early any more.
+        self.end_round();
+        self.end_round();
         for id in self.connections.ids() {
             self.evict(id, now_ns);
         }
