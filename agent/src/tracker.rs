@@ -236,9 +236,8 @@ impl Tracker {
         shared.selection.selects(process, &ports)
     }
 
-    /// Whether a record's connection is followed, and is of its process from now on. Where the record
-    /// of its opening was lost, the
-    /// kernel's map knows the same.
+    /// Whether a record's connection is followed, of the record's process from now on. Where the
+    /// record of its opening was lost, the kernel's map knows the same.
     fn is_known(&mut self, data: &SocketData) -> bool {
         let id = data.connection_id;
         match self.connections.get(id) {
