@@ -26,7 +26,7 @@ use crate::kernel_side::{self, KernelSide};
 use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::{Connections, KernelLosses};
+use crate::probes::maps::{ClusterEndpoints, Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
 use crate::probes::ring::{Ring, RingError};
@@ -146,11 +146,15 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
             metrics.losses.clone(),
         ),
     });
+    let kernel_clusters = match config.elasticsearch.body_bytes {
+        0 => None,
+        _ => Some(ClusterEndpoints::take(&mut loaded.ebpf)?),
+    };
     let shared = Arc::new(Shared {
         processes: Arc::clone(&processes),
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
-        clusters: Clusters::new(&config.elasticsearch.endpoints),
+        clusters: Clusters::new(&config.elasticsearch.endpoints, kernel_clusters),
         older_sockets: OnceLock::new(),
         kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
         losses: metrics.losses.clone(),

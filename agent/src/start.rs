@@ -42,6 +42,7 @@ const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) fn load_options(config: &Config) -> LoadOptions {
     LoadOptions {
         capture_bytes: config.capture.bytes,
+        body_bytes: config.elasticsearch.body_bytes,
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
