@@ -17,6 +17,7 @@ pub mod kernel_side;
 pub mod logging;
 pub mod observation;
 pub mod older_sockets;
+mod outlet;
 pub mod probes;
 pub mod process;
 pub mod process_events;
