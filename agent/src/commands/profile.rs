@@ -17,6 +17,7 @@ use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::profiler::{ProfileRequest, ProfileTime, Profiler, Selector, Target};
 use crate::sink::profile_format::ProfileFormat;
+use crate::symbolize::jit::is_mark;
 
 /// Takes the profile and writes it to the file.
 ///
@@ -162,7 +163,7 @@ fn summary(profile: &Profile, output: &Path) -> String {
     let unnamed = profile
         .frames
         .iter()
-        .filter(|frame| frame.functions.is_empty())
+        .filter(|frame| frame.functions.iter().all(|named| is_mark(&named.name)))
         .count();
     let counted = profile.sample_count();
     let counted = match profile.kind {
