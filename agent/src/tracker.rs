@@ -15,7 +15,7 @@ use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting, Segm
 
 use crate::clock::Ticks;
 use crate::clusters::Clusters;
-use crate::connections::{Awake, Connections, Origin, Tracked};
+use crate::connections::{Answered, Awake, Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
 use crate::early::EarlyRecords;
 use crate::kernel_side::KernelSide;
@@ -122,7 +122,9 @@ impl Tracker {
     pub fn handle(&mut self, record: &[u8]) {
         match decode(record) {
             Ok(Event::SocketData(data, captured)) => {
-                if !self.handle_data(&data, captured) {
+                if self.is_known(&data) {
+                    self.handle_data(&data, captured);
+                } else {
                     let lost = self.early.keep(data.connection_id, record);
                     self.lose_unknown(lost);
                 }
@@ -139,22 +141,22 @@ impl Tracker {
     }
 
     fn lose_unknown(&self, records: usize) {
-        let (stage, reason) = UNKNOWN_CONNECTION;
-        self.outlet.shared.losses.add(stage, reason, records as u64);
+        if records > 0 {
+            let (stage, reason) = UNKNOWN_CONNECTION;
+            self.outlet.shared.losses.add(stage, reason, records as u64);
+        }
     }
 
     /// To be called when the ring was drained.
     pub fn end_round(&mut self) {
         let lost = self.early.end_round();
-        if lost > 0 {
-            self.lose_unknown(lost);
-        }
+        self.lose_unknown(lost);
     }
 
     fn handle_opened(&mut self, opened: &ConnectionOpened) {
         let id = opened.connection_id;
         if self.connections.get(id).is_some() {
-            // A record of its bytes was first, and the kernel's map has told the same.
+            // A record of its bytes came first, and the kernel's map told the same.
             return;
         }
         self.open(id, &Origin::from(opened));
@@ -173,7 +175,7 @@ impl Tracker {
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(origin.pid);
-        let selected = self.is_selected(&process, origin.local.port());
+        let selected = self.is_selected(&process, origin.ends.local().port());
         let tracked = Tracked::new(origin, process, selected);
         let resting = if self.is_seen_from_start(origin) {
             Resting::opened()
@@ -206,18 +208,14 @@ impl Tracker {
         shared.selection.selects(process, &ports)
     }
 
-    /// False where nothing is known of the connection.
-    fn handle_data(&mut self, data: &SocketData, captured: &[u8]) -> bool {
-        let Some(direction) = Direction::from_raw(data.direction) else {
-            self.lose(MALFORMED);
-            return true;
-        };
+    /// Whether a record's connection is followed, of the record's process from now on. Where the
+    /// record of its opening was lost, the kernel's map knows the same.
+    fn is_known(&mut self, data: &SocketData) -> bool {
         let id = data.connection_id;
-        match self.connections.get_mut(id) {
+        match self.connections.get(id) {
             Some(tracked) if tracked.process.pid == data.pid => {}
             Some(_) => self.follow_process(id, data.pid),
             None => {
-                // The record of its opening was lost; the kernel's map knows the same.
                 let Some(state) = self.outlet.shared.kernel.connection(data.socket, id) else {
                     return false;
                 };
@@ -225,8 +223,17 @@ impl Tracker {
                 self.follow_process(id, data.pid);
             }
         }
+        true
+    }
+
+    fn handle_data(&mut self, data: &SocketData, captured: &[u8]) {
+        let Some(direction) = Direction::from_raw(data.direction) else {
+            self.lose(MALFORMED);
+            return;
+        };
+        let id = data.connection_id;
         let Some((tracked, awake)) = self.connections.wake(id) else {
-            return true;
+            return;
         };
         tracked.last_ns = data.time_ns;
         if tracked.selected {
@@ -234,7 +241,6 @@ impl Tracker {
             self.outlet.settle(id, tracked, awake);
         }
         self.connections.settle(id);
-        true
     }
 
     /// A connection may be passed to another process (prefork servers).
@@ -245,12 +251,15 @@ impl Tracker {
         if tracked.process.pid == pid {
             return;
         }
-        let port = tracked.local.port();
+        let port = tracked.ends.local().port();
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(pid);
         let selected = self.is_selected(&process, port);
         if let Some(tracked) = self.connections.get_mut(id) {
+            if tracked.process.service != process.service {
+                tracked.answered = None;
+            }
             tracked.process = process;
             tracked.selected = selected;
             tracked.routes = None;
@@ -310,7 +319,7 @@ impl Tracker {
 
     /// Forgets every connection: the agent ends.
     pub fn evict_all(&mut self, now_ns: u64) {
-        // Nothing is early any more.
+        // None is early any more.
         self.end_round();
         self.end_round();
         for id in self.connections.ids() {
@@ -410,10 +419,12 @@ impl Outlet {
     /// Tells how long the last answer took to reach its peer, where that is known.
     fn deliver(&mut self, tracked: &mut Tracked, took_ns: Option<u64>) {
         let answered = tracked.answered.take();
-        if let (Some(answered), Some(took_ns)) = (answered, took_ns) {
+        if let (Some(Answered { route, method }), Some(took_ns)) = (answered, took_ns) {
             let delivery = Delivery {
+                process: Arc::clone(&tracked.process),
+                route,
+                method,
                 took_ns,
-                ..answered
             };
             for sink in &mut self.sinks {
                 sink.deliver(&delivery);
@@ -429,12 +440,10 @@ fn progress(connection: &mut Connection, [ingress, egress]: [Cursor; 2]) {
 }
 
 /// What will be told of the delivery of an exchange's answer, if it was answered.
-fn answered(observation: &Observation) -> Option<Delivery> {
-    (observation.exchange.outcome == Outcome::Matched).then(|| Delivery {
-        process: Arc::clone(&observation.process),
+fn answered(observation: &Observation) -> Option<Answered> {
+    (observation.exchange.outcome == Outcome::Matched).then(|| Answered {
         route: Arc::clone(&observation.route),
         method: observation.exchange.method,
-        took_ns: 0,
     })
 }
 
@@ -442,8 +451,8 @@ fn answered(observation: &Observation) -> Option<Delivery> {
 fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observation {
     if !tracked.noted {
         tracked.noted = true;
-        let port =
-            Some(tracked.local.port()).filter(|&port| exchange.role == Role::Server && port != 0);
+        let port = Some(tracked.ends.local().port())
+            .filter(|&port| exchange.role == Role::Server && port != 0);
         shared
             .processes
             .note_seen(tracked.process.pid, port, "http/1.1");
@@ -451,8 +460,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     if let Some(call) = &exchange.elasticsearch {
         // The cluster's end, whichever side is watched.
         let end = match exchange.role {
-            Role::Client => tracked.remote,
-            Role::Server => tracked.local,
+            Role::Client => tracked.ends.remote(),
+            Role::Server => tracked.ends.local(),
         };
         if let Endpoint::Inet(address) = end {
             shared.clusters.learn(address, call.product, &call.prefix);
@@ -471,8 +480,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
         },
         exchange,
         process: Arc::clone(&tracked.process),
-        local: tracked.local,
-        remote: tracked.remote,
+        local: tracked.ends.local(),
+        remote: tracked.ends.remote(),
     }
 }
 
@@ -490,7 +499,7 @@ fn learn_cluster(tracked: &mut Tracked, connection: &mut Connection, clusters: &
         return;
     }
     tracked.clusters_generation = generation;
-    for end in [tracked.remote, tracked.local] {
+    for end in [tracked.ends.remote(), tracked.ends.local()] {
         if let Endpoint::Inet(address) = end
             && let Some(cluster) = clusters.at(address)
         {
