@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, UPLOAD = 32 * PAGE, MAX_FAULTY = 10000, AT_ONCE = 2000, AT_ONCE_SECONDS = 2 };
+enum { PAGE = 4096, UPLOAD = 32 * PAGE, MAX_FAULTY = 10000, AT_ONCE = 3000, AT_ONCE_SECONDS = 2 };
 
 static const char *OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 static int listener, client, server;
@@ -162,12 +162,22 @@ static void faults(void)
 static const char *AT_ONCE_REQUEST = "GET /at-once HTTP/1.1\r\n\r\n";
 static atomic_int turn;
 
-// Odd turns are the receiver's.
+static long now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// Odd turns are the receiver's. To send takes longer than to receive, it is not known by how much.
 static void *receive(void *none)
 {
     for (int i = 1;; i += 2) {
         while (atomic_load(&turn) != i)
             sched_yield();
+        long begin = now_ns() + i / 2 % 100 * 200;
+        while (now_ns() < begin)
+            ;
         take(client, OK);
         atomic_store(&turn, i + 1);
     }
