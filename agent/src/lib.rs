@@ -11,6 +11,7 @@ pub mod commands;
 pub mod config;
 pub mod connections;
 pub mod decode;
+pub mod early;
 pub mod health;
 pub mod http;
 pub mod kernel_side;

@@ -3,7 +3,6 @@
 //! Records of a connection are in order within its ring, so that a tracker shares nothing with
 //! the others but what it looks up: processes, routes, known clusters.
 
-use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -15,6 +14,7 @@ use crate::clock::Ticks;
 use crate::clusters::Clusters;
 use crate::connections::{Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
+use crate::early::EarlyRecords;
 use crate::kernel_side::KernelSide;
 use crate::older_sockets::OlderSockets;
 use crate::outlet::Outlet;
@@ -34,9 +34,6 @@ const WRONG_RING: (&str, &str) = ("decode", "wrong_ring");
 const CONNECTIONS_FULL: (&str, &str) = ("worker", "connections_full");
 /// A record of a connection whose opening was lost and that the kernel has forgotten.
 const UNKNOWN_CONNECTION: (&str, &str) = ("worker", "unknown_connection");
-
-/// Early records that are kept at a time: each is of a connection that lived for microseconds.
-const MAX_EARLY: usize = 64;
 
 /// What all workers look things up in.
 pub struct Shared {
@@ -67,19 +64,8 @@ pub struct Shared {
 /// See the module's description.
 pub struct Tracker {
     connections: Connections,
-    /// Records of connections whose opening is not known yet, the oldest first.
-    early: VecDeque<Early>,
+    early: EarlyRecords,
     outlet: Outlet,
-}
-
-/// Two threads of a process may move the first bytes of a connection at the same time: the one that
-/// was second may find it in the kernel's map, and send its record, before the first one has told of
-/// the opening.
-struct Early {
-    id: u64,
-    record: Box<[u8]>,
-    /// The ring has been drained since.
-    is_late: bool,
 }
 
 impl Tracker {
@@ -97,7 +83,7 @@ impl Tracker {
         }
         Self {
             connections,
-            early: VecDeque::new(),
+            early: EarlyRecords::default(),
             outlet: Outlet {
                 shared,
                 sinks,
@@ -127,7 +113,8 @@ impl Tracker {
                 if self.is_known(&data) {
                     self.handle_data(&data, captured);
                 } else {
-                    self.keep_early(data.connection_id, record);
+                    let lost = self.early.keep(data.connection_id, record);
+                    self.lose_unknown(lost);
                 }
             }
             Ok(Event::ConnectionOpened(opened)) => self.handle_opened(&opened),
@@ -141,27 +128,17 @@ impl Tracker {
         self.outlet.shared.losses.add(stage, reason, 1);
     }
 
-    /// The ring was drained: what was early at the time before will not be explained any more.
-    pub fn end_round(&mut self) {
-        while self.early.front().is_some_and(|early| early.is_late) {
-            self.early.pop_front();
-            self.lose(UNKNOWN_CONNECTION);
-        }
-        for early in &mut self.early {
-            early.is_late = true;
+    fn lose_unknown(&self, records: usize) {
+        if records > 0 {
+            let (stage, reason) = UNKNOWN_CONNECTION;
+            self.outlet.shared.losses.add(stage, reason, records as u64);
         }
     }
 
-    fn keep_early(&mut self, id: u64, record: &[u8]) {
-        if self.early.len() >= MAX_EARLY {
-            self.early.pop_front();
-            self.lose(UNKNOWN_CONNECTION);
-        }
-        self.early.push_back(Early {
-            id,
-            record: record.into(),
-            is_late: false,
-        });
+    /// To be called when the ring was drained.
+    pub fn end_round(&mut self) {
+        let lost = self.early.end_round();
+        self.lose_unknown(lost);
     }
 
     fn handle_opened(&mut self, opened: &ConnectionOpened) {
@@ -171,13 +148,8 @@ impl Tracker {
             return;
         }
         self.open(id, &Origin::from(opened));
-        if self.early.iter().any(|early| early.id == id) {
-            let (own, others) = self.early.drain(..).partition(|early| early.id == id);
-            self.early = others;
-            let own: VecDeque<Early> = own;
-            for early in own {
-                self.handle(&early.record);
-            }
+        for record in self.early.take(id) {
+            self.handle(&record);
         }
     }
 
