@@ -8,32 +8,29 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::clock::{Clock, Ticks, monotonic_ns};
+use crate::clock::{Clock, monotonic_ns};
 use crate::cluster_poll;
-use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
 use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
-use crate::probes::ring::{Ring, RingError};
+use crate::probes::ring::RingError;
 use crate::process::ProcessTable;
-use crate::process_events::ProcessEvents;
 use crate::push::PushError;
-use crate::routes::{Routes, RoutesError};
-use crate::selection::Selection;
+use crate::requests::Requests;
+use crate::routes::RoutesError;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
@@ -135,32 +132,15 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     };
 
     // Workers: ring → decode → Connection → Observation → sinks.
-    let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
-    let shared = Arc::new(Shared {
-        processes: Arc::clone(&processes),
-        process_events: ProcessEvents::new(
-            process_ring,
-            Arc::clone(&processes),
-            metrics.losses.clone(),
-        ),
-        selection: Selection::new(&config.targets)?,
-        routes: Routes::new(&config.routes)?,
-        clusters: Clusters::new(&config.elasticsearch.endpoints),
-        older_sockets: OnceLock::new(),
-        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
-        kernel: Connections::take(&mut loaded.ebpf)?,
-        losses: metrics.losses.clone(),
-        exchanges: metrics.exchanges.clone(),
-        ticks: Ticks::of_kernel(),
-        limits: Arc::new(start::limits(&config)),
-        stop: AtomicBool::new(false),
-    });
+    let requests = Arc::new(Requests::new(loaded.rings as usize));
+    let shared = start::share(&mut loaded, &config, &processes, &requests, &metrics)?;
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
     let host_name = Arc::from(OtlpOptions::default().host_name);
     let (profile_routes, push, python) = start::profile_routes(
         &mut loaded,
         &config,
         &processes,
+        &requests,
         &metrics,
         &health,
         &host_name,

@@ -9,6 +9,7 @@ use protocol::{Connection, Limits};
 
 use crate::observation::{Delivery, Endpoint};
 use crate::process::Process;
+use crate::requests::OpenStint;
 use crate::routes::ServiceRoutes;
 use crate::self_metrics::Counted;
 
@@ -40,6 +41,8 @@ pub struct Tracked {
     pub answered: Option<Delivery>,
     /// Directions that have ended, as [`ebpf_common::connection::closed`].
     pub closed: u8,
+    /// Its exchange in flight, and the thread that it is on.
+    pub stint: Option<OpenStint>,
 }
 
 impl Tracked {
@@ -65,6 +68,7 @@ impl Tracked {
             noted: false,
             answered: None,
             closed: 0,
+            stint: None,
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use ebpf_common::connection::{ConnectionClosed, SocketData, busy_ticks, closed, data_flags};
 use ebpf_common::loss::LossReason;
 use hashbrown::HashSet;
+use profile::Request;
 use protocol::observation::{Exchange, Outcome, Role};
 use protocol::{CloseReason, Cursor, Direction, Limits, Segment};
 
@@ -22,6 +23,8 @@ use crate::probes;
 use crate::probes::maps::KernelLosses;
 use crate::process::{Process, ProcessTable};
 use crate::process_events::ProcessEvents;
+use crate::requests::log::News;
+use crate::requests::{Name, Requests, StintLog};
 use crate::routes::Routes;
 use crate::selection::Selection;
 use crate::self_metrics::{Exchanges, InFlight, Losses};
@@ -62,6 +65,8 @@ pub struct Shared {
     pub exchanges: Exchanges,
     /// How long the kernel's ticks are.
     pub ticks: Ticks,
+    /// Which thread serves which request.
+    pub requests: Arc<Requests>,
     /// Bounds of one connection.
     pub limits: Arc<Limits>,
     /// Set when the agent ends.
@@ -76,12 +81,20 @@ pub struct Tracker {
     /// Connections with a body whose end only the kernel's cursor tells.
     awaiting: HashSet<u64>,
     in_flight: InFlight,
+    stints: StintLog,
 }
 
 impl Tracker {
-    /// Follows at most `capacity` connections and tells `sinks` of their exchanges.
+    /// Follows at most `capacity` connections, those of the worker `number`, and tells `sinks` of their
+    /// exchanges.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, sinks: Vec<Box<dyn Sink>>, capacity: usize) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        sinks: Vec<Box<dyn Sink>>,
+        capacity: usize,
+    ) -> Self {
+        let stints = StintLog::new(Arc::clone(&shared.requests), number);
         let in_flight = shared.exchanges.worker();
         let connections = Connections::new(capacity);
         // A reason that never was shows as zero.
@@ -97,7 +110,17 @@ impl Tracker {
             connections,
             awaiting: HashSet::new(),
             in_flight,
+            stints,
         }
+    }
+
+    /// Ends a round of records that began at `round_ns`: tells which threads serve what.
+    pub fn tell_stints(&mut self, round_ns: u64) {
+        let routes = &self.shared.routes;
+        self.stints
+            .tell(&mut self.connections, round_ns, |tracked| {
+                name_in_flight(tracked, routes)
+            });
     }
 
     /// Ids and sockets of the connections with a body whose end only the kernel's cursor tells.
@@ -191,6 +214,9 @@ impl Tracker {
         if !tracked.selected {
             return;
         }
+        if let Some(stint) = &mut tracked.stint {
+            stint.touch(data.tid);
+        }
         learn_cluster(tracked, &self.shared.clusters);
         let is_tail = data.flags & data_flags::TAIL != 0;
         let (captured, tail) = if is_tail {
@@ -218,7 +244,7 @@ impl Tracker {
             previous_ns: data.previous_ns,
             arrived_ns: arrival_ns(data).filter(|_| !is_tail),
         });
-        self.settle(id);
+        self.settle(id, Some(data.tid));
     }
 
     /// A connection may be passed to another process (prefork servers).
@@ -262,7 +288,7 @@ impl Tracker {
         );
         tracked.closed |= event.directions;
         let gone = tracked.closed == closed::BOTH;
-        self.settle(id);
+        self.settle(id, None);
         if reason == CloseReason::Fin
             && let Some(busy_ns) = self.shared.ticks.busy_ns(event.busy_ticks)
             && let Some(tracked) = self.connections.get_mut(id)
@@ -285,7 +311,7 @@ impl Tracker {
             tracked
                 .connection
                 .handle_progress(Direction::Egress, egress);
-            self.settle(id);
+            self.settle(id, None);
         }
     }
 
@@ -296,7 +322,7 @@ impl Tracker {
             tracked
                 .connection
                 .handle_close(true, true, CloseReason::Fin, last_ns);
-            self.settle(id);
+            self.settle(id, None);
             self.forget(id);
         }
     }
@@ -311,34 +337,42 @@ impl Tracker {
     fn evict(&mut self, id: u64, now_ns: u64) {
         if let Some(tracked) = self.connections.get_mut(id) {
             tracked.connection.handle_evict(now_ns);
-            self.settle(id);
+            self.settle(id, None);
             self.forget(id);
         }
     }
 
     fn forget(&mut self, id: u64) {
+        if let Some(tracked) = self.connections.get_mut(id) {
+            self.stints.forget(id, tracked);
+        }
         // `settle` came before, so that the gauges no longer count it.
         self.connections.remove(id);
         self.awaiting.remove(&id);
     }
 
-    /// Hands on what a connection has finished, and brings the gauges up to date.
-    fn settle(&mut self, id: u64) {
+    /// Hands on what a connection has finished, and brings the gauges up to date. `tid` is the thread
+    /// whose record brought it, if one did.
+    fn settle(&mut self, id: u64, tid: Option<u32>) {
         let Some(tracked) = self.connections.get_mut(id) else {
             return;
         };
+        let mut news = News::default();
         while let Some((role, heads)) = tracked.connection.poll_heads() {
             self.shared.exchanges.seen(role, heads);
+            news.note_requests(heads);
         }
         while let Some(exchange) = tracked.connection.poll_observation() {
             let observation = observe(tracked, exchange, &self.shared);
             if observation.exchange.role == Role::Server {
                 tracked.answered = answered(&observation);
             }
+            news.note_end(&observation);
             for sink in &mut self.sinks {
                 sink.observe(&observation);
             }
         }
+        self.stints.note(id, tracked, news, tid);
         while let Some(loss) = tracked.connection.poll_loss() {
             self.shared
                 .losses
@@ -356,6 +390,25 @@ impl Tracker {
                 .update(&mut tracked.counted, role, service, methods);
         }
     }
+}
+
+/// The name of the request that a server has in flight. What a cluster serves is called by its answer.
+fn name_in_flight(tracked: &mut Tracked, routes: &Routes) -> Option<Name> {
+    let Tracked {
+        connection,
+        process,
+        routes: own,
+        ..
+    } = tracked;
+    if connection.role() != Some(Role::Server) || connection.search_product().is_some() {
+        return None;
+    }
+    let (path, method, _) = connection.oldest_in_flight()?;
+    let routes = own.get_or_insert_with(|| routes.of(&process.service, Role::Server));
+    Some(Name::Request(Request {
+        route: routes.route(path),
+        method,
+    }))
 }
 
 /// What will be told of the delivery of an exchange's answer, if it was answered.

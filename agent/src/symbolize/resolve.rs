@@ -84,6 +84,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                     .unwrap_or(&unknown)
                     .clone(),
                 thread: thread.name,
+                work: thread.work,
             }
         })
         .collect();
@@ -440,7 +441,7 @@ fn vdso_mapping(len: u64) -> Mapping {
 
 #[cfg(test)]
 mod tests {
-    use profile::Thread;
+    use profile::{Thread, Work};
 
     use super::*;
     use crate::symbolize::Images;
@@ -458,6 +459,7 @@ mod tests {
             tid: 1,
             image,
             name: "t".into(),
+            work: Work::default(),
         }
     }
 

@@ -94,6 +94,7 @@ const PYTHON: &[&str] = &[
     "elasticsearch_services",
     "deploy",
     "profile_push",
+    "profile_requests",
     "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
@@ -111,7 +112,13 @@ const SEARCH_ANY: &[&str] = &[
     "elasticsearch_services",
     "elasticsearch_versions",
 ];
-const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push", "off_cpu"];
+const PROFILE: &[&str] = &[
+    "profile",
+    "profile_serving",
+    "profile_push",
+    "profile_requests",
+    "off_cpu",
+];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
 
