@@ -21,6 +21,7 @@ use crate::cluster_poll;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
+use crate::kernel_side;
 use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
@@ -38,7 +39,6 @@ use crate::sink::prometheus::PrometheusSink;
 use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
-use crate::tracker::Shared;
 
 /// How long the end may take: queued spans are sent for that long.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -133,7 +133,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Workers: ring → decode → Connection → Observation → sinks.
     let requests = Arc::new(Requests::new(loaded.rings as usize));
-    let shared = start::share(&mut loaded, &config, &processes, &requests, &metrics)?;
+    let (shared, kernel) = start::share(&mut loaded, &config, &processes, &requests, &metrics)?;
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
     let host_name = Arc::from(OtlpOptions::default().host_name);
     let (profile_routes, push, python) = start::profile_routes(
@@ -180,7 +180,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     );
 
     // Serve until told to end.
-    let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
+    let housekeeping = tokio::spawn(keep_house(kernel, Arc::clone(&processes), clock.clone()));
     let cluster_poll = cluster_poll::start(
         &config.elasticsearch.poll,
         prometheus.clone(),
@@ -231,19 +231,23 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 }
 
 /// What has to be done now and then, apart from the workers.
-async fn keep_house(shared: Arc<Shared>, clock: Clock) {
+async fn keep_house(
+    kernel: Arc<kernel_side::Programs>,
+    processes: Arc<ProcessTable>,
+    clock: Clock,
+) {
     let mut timer = tokio::time::interval(HOUSEKEEPING);
     loop {
         timer.tick().await;
         clock.refresh();
-        let shared = Arc::clone(&shared);
+        let (kernel, processes) = (Arc::clone(&kernel), Arc::clone(&processes));
         // Reads /proc: not for a thread of the runtime.
         let work = tokio::task::spawn_blocking(move || {
-            shared.process_events.drain();
-            shared.processes.scan();
+            kernel.process_events.drain();
+            processes.scan();
             let silent_ns = HOUSEKEEPING.as_nanos() as u64;
-            shared
-                .kernel
+            kernel
+                .connections
                 .forget_dead_unix_sockets(monotonic_ns(), silent_ns);
         });
         if let Err(error) = work.await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
 use hashbrown::HashMap;
-use protocol::{Connection, Limits};
+use protocol::{Connection, Limits, Resting};
 
 use crate::observation::{Delivery, Endpoint};
 use crate::process::Process;
@@ -13,10 +13,12 @@ use crate::requests::OpenStint;
 use crate::routes::ServiceRoutes;
 use crate::self_metrics::Counted;
 
-/// A connection as its worker follows it.
+/// Connections that are not in use and keep their memory for those that wake next, a worker. As many
+/// as commonly have an exchange under way at the same moment.
+const MAX_SPARES: usize = 64;
+
+/// A connection as its worker knows it, whether something is under way or not.
 pub struct Tracked {
-    /// What was understood of its bytes.
-    pub connection: Connection,
     /// Address of the kernel's `struct sock`.
     pub socket: u64,
     /// The process's own end.
@@ -31,8 +33,6 @@ pub struct Tracked {
     pub routes: Option<ServiceRoutes>,
     /// When it last moved bytes: `CLOCK_MONOTONIC`, nanoseconds.
     pub last_ns: u64,
-    /// Its exchanges in flight, as the gauges count them.
-    pub counted: Counted,
     /// What was known of clusters when this connection last asked.
     pub clusters_generation: u64,
     /// Whether the process table was told what it speaks.
@@ -41,21 +41,23 @@ pub struct Tracked {
     pub answered: Option<Delivery>,
     /// Directions that have ended, as [`ebpf_common::connection::closed`].
     pub closed: u8,
+}
+
+/// What a connection has while something of it is under way.
+pub struct Awake {
+    /// What is understood of its bytes.
+    pub connection: Connection,
+    /// Its exchanges in flight, as the gauges count them.
+    pub counted: Counted,
     /// Its exchange in flight, and the thread that it is on.
     pub stint: Option<OpenStint>,
 }
 
 impl Tracked {
-    /// A connection that nothing was understood of yet.
+    /// A connection that has had no exchange yet.
     #[must_use]
-    pub fn new(
-        origin: &Origin,
-        process: Arc<Process>,
-        selected: bool,
-        limits: Arc<Limits>,
-    ) -> Self {
+    pub fn new(origin: &Origin, process: Arc<Process>, selected: bool) -> Self {
         Self {
-            connection: Connection::new(limits),
             socket: origin.socket,
             local: origin.local,
             remote: origin.remote,
@@ -63,12 +65,10 @@ impl Tracked {
             selected,
             routes: None,
             last_ns: origin.opened_ns,
-            counted: Counted::default(),
             clusters_generation: 0,
             noted: false,
             answered: None,
             closed: 0,
-            stint: None,
         }
     }
 }
@@ -138,32 +138,100 @@ fn endpoint(family: u16, address: [u8; 16], port: u16) -> Endpoint {
     }
 }
 
-/// Tracked connections by their id; bounded.
+/// Tracked connections by their id; bounded. Most are idle most of the time, and there are many: only
+/// those with something under way have a [`Connection`].
 pub struct Connections {
     /// Boxed: two of five places are empty, and a table that grows is there twice.
-    by_id: HashMap<u64, Box<Tracked>>,
+    by_id: HashMap<u64, Box<Entry>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they come from an entry and go into one, as they are"
+    )]
+    spares: Vec<Box<Awake>>,
+    limits: Arc<Limits>,
     capacity: usize,
+}
+
+struct Entry {
+    tracked: Tracked,
+    state: State,
+}
+
+/// What an idle connection takes, beside its place in the table.
+const _: () = assert!(size_of::<Entry>() <= 320);
+
+enum State {
+    Resting(Resting),
+    Awake(Box<Awake>),
 }
 
 impl Connections {
     /// An empty table for at most `capacity` connections.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(limits: Arc<Limits>, capacity: usize) -> Self {
         Self {
             by_id: HashMap::new(),
+            spares: Vec::new(),
+            limits,
             capacity: capacity.max(1),
         }
     }
 
-    /// The connection `id`.
+    /// What is known of the connection `id`.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Tracked> {
-        self.by_id.get_mut(&id).map(Box::as_mut)
+        self.by_id.get_mut(&id).map(|entry| &mut entry.tracked)
     }
 
-    /// The connection `id`, to look at.
+    /// The same, to look at.
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Tracked> {
-        self.by_id.get(&id).map(Box::as_ref)
+        self.by_id.get(&id).map(|entry| &entry.tracked)
+    }
+
+    /// The connection `id`, for something that happens to it. [`Self::settle`] comes after.
+    pub fn wake(&mut self, id: u64) -> Option<(&mut Tracked, &mut Awake)> {
+        let entry = &mut **self.by_id.get_mut(&id)?;
+        if let State::Resting(resting) = &mut entry.state {
+            let mut awake = self.spares.pop().unwrap_or_else(|| {
+                Box::new(Awake {
+                    connection: Connection::new(Arc::clone(&self.limits)),
+                    counted: Counted::default(),
+                    stint: None,
+                })
+            });
+            awake.connection.resume(std::mem::take(resting));
+            entry.state = State::Awake(awake);
+        }
+        match &mut entry.state {
+            State::Awake(awake) => Some((&mut entry.tracked, awake)),
+            State::Resting(_) => None,
+        }
+    }
+
+    /// The connection `id`, if something of it is under way.
+    pub fn awake_mut(&mut self, id: u64) -> Option<(&mut Tracked, &mut Awake)> {
+        let entry = &mut **self.by_id.get_mut(&id)?;
+        match &mut entry.state {
+            State::Awake(awake) => Some((&mut entry.tracked, awake)),
+            State::Resting(_) => None,
+        }
+    }
+
+    /// Lets the connection `id` rest, if nothing of it is under way any more.
+    pub fn settle(&mut self, id: u64) {
+        let Some(entry) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        let State::Awake(awake) = &mut entry.state else {
+            return;
+        };
+        if let Some(resting) = awake.connection.rest()
+            && let State::Awake(spare) =
+                std::mem::replace(&mut entry.state, State::Resting(resting))
+            && self.spares.len() < MAX_SPARES
+        {
+            self.spares.push(spare);
+        }
     }
 
     /// Whether one more needs another one to go first.
@@ -178,13 +246,14 @@ impl Connections {
     pub fn oldest_of_some(&self) -> Option<u64> {
         const LOOKED_AT: usize = 64;
         let some = self.by_id.iter().take(LOOKED_AT);
-        some.min_by_key(|(_, tracked)| tracked.last_ns)
+        some.min_by_key(|(_, entry)| entry.tracked.last_ns)
             .map(|(&id, _)| id)
     }
 
     /// Takes a connection in.
-    pub fn insert(&mut self, id: u64, tracked: Tracked) {
-        self.by_id.insert(id, Box::new(tracked));
+    pub fn insert(&mut self, id: u64, tracked: Tracked, resting: Resting) {
+        let state = State::Resting(resting);
+        self.by_id.insert(id, Box::new(Entry { tracked, state }));
     }
 
     /// Takes a connection out.
@@ -194,8 +263,13 @@ impl Connections {
 
     /// Ids and sockets of the connections that `wanted` names.
     pub fn select(&self, wanted: impl Fn(&Tracked) -> bool) -> Vec<(u64, u64)> {
-        let chosen = self.by_id.iter().filter(|(_, tracked)| wanted(tracked));
-        chosen.map(|(&id, tracked)| (id, tracked.socket)).collect()
+        let chosen = self
+            .by_id
+            .iter()
+            .filter(|(_, entry)| wanted(&entry.tracked));
+        chosen
+            .map(|(&id, entry)| (id, entry.tracked.socket))
+            .collect()
     }
 
     /// Every id.

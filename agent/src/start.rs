@@ -19,6 +19,7 @@ use crate::clusters::Clusters;
 use crate::config::{Config, LogLevel, Sampling};
 use crate::health::{Health, Status};
 use crate::http;
+use crate::kernel_side::{self, KernelSide};
 use crate::probes::attach::{Attached, ProbeReport, attach};
 use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS};
 use crate::probes::maps::{Connections, KernelLosses};
@@ -141,35 +142,40 @@ pub(crate) fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
     })
 }
 
-/// What all workers look things up in.
+/// What all workers look things up in, and the part of it that is the kernel side's.
 pub(crate) fn share(
     loaded: &mut Loaded,
     config: &Config,
     processes: &Arc<ProcessTable>,
     requests: &Arc<Requests>,
     metrics: &SelfMetrics,
-) -> Result<Arc<Shared>, AgentError> {
+) -> Result<(Arc<Shared>, Arc<kernel_side::Programs>), AgentError> {
     let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
-    Ok(Arc::new(Shared {
-        processes: Arc::clone(processes),
+    let kernel = kernel_side::Programs {
+        connections: Connections::take(&mut loaded.ebpf)?,
+        losses: KernelLosses::share(&loaded.ebpf)?,
         process_events: ProcessEvents::new(
             process_ring,
             Arc::clone(processes),
             metrics.losses.clone(),
         ),
+    };
+    let kernel = Arc::new(kernel);
+    let shared = Arc::new(Shared {
+        processes: Arc::clone(processes),
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
         clusters: Clusters::new(&config.elasticsearch.endpoints),
         older_sockets: OnceLock::new(),
-        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
-        kernel: Connections::take(&mut loaded.ebpf)?,
+        kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
         ticks: Ticks::of_kernel(),
         requests: Arc::clone(requests),
         limits: Arc::new(limits(config)),
         stop: AtomicBool::new(false),
-    }))
+    });
+    Ok((shared, kernel))
 }
 
 /// HTTP that is watched for nothing but the requests that threads serve. Dropping it ends that.
@@ -197,7 +203,7 @@ impl WatchedRequests {
     ) -> Result<(RequestSource, Self), AgentError> {
         let metrics = SelfMetrics::new(&Registry::new())?;
         let requests = Arc::new(Requests::new(loaded.rings as usize));
-        let shared = share(&mut loaded, config, processes, &requests, &metrics)?;
+        let (shared, _) = share(&mut loaded, config, processes, &requests, &metrics)?;
         let lost = lost_records(&loaded.ebpf)?;
         let workers = start_workers(&mut loaded, &shared, config, &Health::new(), Vec::new)?;
         let mut watched = Self {
@@ -360,7 +366,7 @@ pub(crate) fn report_probes(attached: &Attached, health: &Health) {
             }
         }
     }
-    for (tap, ProbeReport { probe, result }) in &attached.refused {
+    if let Some((tap, ProbeReport { probe, result })) = &attached.refused {
         let error = result.as_ref().err().map(tracing::field::display);
         tracing::info!(
             tap = tap.as_str(),

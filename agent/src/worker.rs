@@ -69,13 +69,13 @@ impl Worker {
                 rest(records)
             });
             let round_ns = monotonic_ns();
-            self.shared.process_events.drain();
+            self.shared.kernel.drain_process_events();
             // A cursor is only read before the ring is emptied: then every record of the bytes
             // below it has been handled when it is applied.
             let awaited: Vec<_> = self
                 .tracker
                 .awaited()
-                .map(|(id, socket)| (id, self.shared.kernel.get(socket, id)))
+                .map(|(id, socket)| (id, self.shared.kernel.connection(socket, id)))
                 .collect();
             records = self.drain();
             for (id, state) in awaited {
@@ -110,7 +110,7 @@ impl Worker {
         }
         self.next_sweep_ns = now_ns + SWEEP_NS;
         for (id, socket) in self.tracker.silent_since(now_ns.saturating_sub(SILENT_NS)) {
-            if self.shared.kernel.get(socket, id).is_none() {
+            if self.shared.kernel.connection(socket, id).is_none() {
                 self.tracker.close_unseen(id);
             }
         }

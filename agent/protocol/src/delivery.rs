@@ -5,7 +5,7 @@
 //! the answer in between, if there was but one.
 
 /// Between two readings of the kernel's sum.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Delivery {
     /// The last reading and when it was taken; `None` where the sum was not final then.
     from: Option<Reading>,

@@ -18,6 +18,7 @@ use crate::process::ProcessTable;
 use crate::profiler::{ProfileRequest, ProfileTime, Profiler, Selector, Target, WorkFilter};
 use crate::sink::profile_format::ProfileFormat;
 use crate::start::{self, WatchedRequests};
+use crate::symbolize::jit::is_mark;
 
 /// Takes the profile and writes it to the file.
 ///
@@ -178,7 +179,7 @@ fn summary(profile: &Profile, output: &Path, is_filtered: bool) -> String {
     let unnamed = profile
         .frames
         .iter()
-        .filter(|frame| frame.functions.is_empty())
+        .filter(|frame| frame.functions.iter().all(|named| is_mark(&named.name)))
         .count();
     let counted = profile.sample_count();
     let counted = match profile.kind {

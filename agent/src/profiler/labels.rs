@@ -9,7 +9,7 @@ use profile::Work;
 
 use super::known::Known;
 use crate::clock::monotonic_ns;
-use crate::probes::sampler::{RawSample, Sampler};
+use crate::probes::sampler::{RawSample, Sampler, SamplerError};
 use crate::requests::timelines::{InFlight, Told};
 use crate::requests::{Moment, Name, Requests, StintKey, Timelines};
 use crate::self_metrics::ProfileLabels;
@@ -124,31 +124,50 @@ impl Labels {
 
     /// Reads what was sampled, and decides what is known of already. Returns until when all is known,
     /// nanoseconds of `CLOCK_MONOTONIC`; `None` where nothing ever is.
-    pub(super) fn read(&mut self, sampler: &mut Sampler, known: &mut Known) -> Option<u64> {
+    ///
+    /// # Errors
+    /// When the samples can't be read.
+    pub(super) fn read(
+        &mut self,
+        sampler: &mut Sampler,
+        known: &mut Known,
+    ) -> Result<Option<u64>, SamplerError> {
         // First: samples from before then are in the ring by now.
         let source = self.source.as_ref();
         let handled_ns = source.map(|source| source.requests.handled_ns());
-        sampler.read_stacks(|key, stack| known.observe(key, &stack));
+        sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
         let times = sampler.take_times();
         if let Some(handled_ns) = handled_ns {
             self.advance(times, handled_ns);
         }
-        handled_ns
+        Ok(handled_ns)
     }
 
     /// Reads what was sampled until all of it is decided and named, or that takes too long.
-    pub(super) fn settle(&mut self, sampler: &mut Sampler, known: &mut Known) {
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn settle(
+        &mut self,
+        sampler: &mut Sampler,
+        known: &mut Known,
+    ) -> Result<(), SamplerError> {
         self.await_now(true);
+        let settled = self.wait(sampler, known);
+        self.await_now(false);
+        settled
+    }
+
+    fn wait(&mut self, sampler: &mut Sampler, known: &mut Known) -> Result<(), SamplerError> {
         let (until_ns, began) = (monotonic_ns(), Instant::now());
         loop {
-            let handled_ns = self.read(sampler, known);
+            let handled_ns = self.read(sampler, known)?;
             let is_settled = |handled_ns| handled_ns >= until_ns && self.are_named();
             if handled_ns.is_none_or(is_settled) || began.elapsed() >= PATIENCE {
-                break;
+                return Ok(());
             }
             std::thread::sleep(LOOK);
         }
-        self.await_now(false);
     }
 
     fn await_now(&self, awaited: bool) {

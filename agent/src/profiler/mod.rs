@@ -193,7 +193,8 @@ impl Profiler {
             .map_err(|_| ProfileError::Stopped)?;
         let collected = collected.await.map_err(|_| ProfileError::Stopped)??;
         let symbolizer = Arc::clone(&self.symbolizer);
-        let finish = move || finish(&symbolizer, collected);
+        let samples = self.samples.clone();
+        let finish = move || finish(&symbolizer, collected, samples.as_ref());
         let profile = tokio::task::spawn_blocking(finish)
             .await
             .map_err(|_| ProfileError::Stopped)??;
@@ -284,7 +285,11 @@ impl Profiler {
 const LOST: &str = "lost";
 
 /// Gives the addresses of what was collected their functions.
-fn finish(symbolizer: &Symbolizer, collected: Collected) -> Result<Profile, ProfileError> {
+fn finish(
+    symbolizer: &Symbolizer,
+    collected: Collected,
+    samples: Option<&ProfileSamples>,
+) -> Result<Profile, ProfileError> {
     let Collected {
         request,
         kind,
@@ -294,6 +299,9 @@ fn finish(symbolizer: &Symbolizer, collected: Collected) -> Result<Profile, Prof
         lost_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
+    if let Some(samples) = samples {
+        samples.malformed_lines.inc_by(resolved.malformed_lines);
+    }
     Ok(Profile {
         started,
         duration,

@@ -100,7 +100,7 @@ impl WaitSession {
     ) -> Result<(Store, u64), SamplerError> {
         let mut store = Store::new(MAX_STACKS);
         let stopped = sampler.stop_waits()?;
-        labels.settle(sampler, known);
+        labels.settle(sampler, known)?;
         let parts = labels.take_waits();
         let unknown = sampler.read_waits(stopped, |sample| {
             split(&parts, sample, PERIOD_NS, |sample| {

@@ -278,7 +278,7 @@ impl Worker {
             ..
         } = self;
         if self.running.is_some() || self.waits.is_some() {
-            labels.read(sampler, known);
+            labels.read(sampler, known)?;
         }
         if let Some(waits) = self.waits.take_if(|waits| waits.time_left(now).is_zero()) {
             waits.finish(sampler, known, labels);
@@ -403,9 +403,9 @@ impl Worker {
             ..
         } = self;
         if may_wait {
-            labels.settle(sampler, known);
+            labels.settle(sampler, known)?;
         } else {
-            labels.read(sampler, known);
+            labels.read(sampler, known)?;
         }
         let parts = labels.take_samples(|epoch| sampler.is_over(epoch));
         sampler.read_counts(|sample| {
@@ -463,9 +463,9 @@ impl Worker {
     fn rest(&mut self) {
         self.sampler.stop();
         // What nobody waited for must not be in the way of the next profile.
-        self.sampler.read_stacks(|_, _| None);
         self.labels.want(false);
-        if let Err(error) = self.sampler.read_counts(|_| ()) {
+        let stacks = self.sampler.read_stacks(|_, _| None);
+        if let Err(error) = stacks.and(self.sampler.read_counts(|_| ())) {
             tracing::warn!(error = chain(&error), "samples were not read");
         }
         self.running = None;

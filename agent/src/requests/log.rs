@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use profile::Request;
+use protocol::Connection;
 use protocol::observation::{Outcome, Role};
 
 use super::{IN_FLIGHT, Name, Requests, Stint};
-use crate::connections::{Connections, Tracked};
+use crate::connections::{Awake, Connections, Tracked};
 use crate::observation::Observation;
 use crate::process::Runtime;
 
@@ -78,6 +79,9 @@ impl News {
     }
 }
 
+/// A connection, by its id too.
+type Of<'a> = (u64, &'a Tracked, &'a Connection);
+
 /// Tells the profiler what one worker sees.
 #[derive(Debug)]
 pub struct StintLog {
@@ -109,16 +113,23 @@ impl StintLog {
     }
 
     /// Takes in what a record of the connection `id` brought; `tid` is the thread that moved its bytes.
-    pub fn note(&mut self, id: u64, tracked: &mut Tracked, news: News, tid: Option<u32>) {
-        let in_flight = tracked.connection.in_flight();
+    pub fn note(
+        &mut self,
+        id: u64,
+        (tracked, connection): (&Tracked, &Connection),
+        open: &mut Option<OpenStint>,
+        news: News,
+        tid: Option<u32>,
+    ) {
+        let in_flight = connection.in_flight();
         if news.requests > 0 {
             let heads = u8::try_from(news.requests).unwrap_or(u8::MAX);
-            match (&mut tracked.stint, tid) {
+            match (&mut *open, tid) {
                 (Some(stint), _) => stint.requests = stint.requests.saturating_add(heads),
                 (None, Some(tid)) => {
-                    let first = tracked.connection.oldest_in_flight();
+                    let first = connection.oldest_in_flight();
                     let from_ns = first.map_or(news.from_ns, |(_, _, first_ns)| first_ns);
-                    tracked.stint = Some(OpenStint {
+                    *open = Some(OpenStint {
                         from_ns,
                         tid,
                         place: self.list(id),
@@ -131,21 +142,25 @@ impl StintLog {
                 (None, None) => {}
             }
         }
-        if news.ended > 0
-            && in_flight == 0
-            && let Some(stint) = tracked.stint.take()
+        if in_flight == 0
+            && let Some(stint) = open.take()
         {
             let is_one = stint.requests == 1 && news.ended == 1;
             let name = if is_one { news.name } else { Name::None };
-            self.close((id, tracked), stint, name, news.to_ns);
+            let to_ns = if news.ended > 0 {
+                news.to_ns
+            } else {
+                tracked.last_ns
+            };
+            self.close((id, tracked, connection), stint, name, to_ns);
         }
     }
 
     /// Takes note that a connection is forgotten.
-    pub fn forget(&mut self, id: u64, tracked: &mut Tracked) {
-        if let Some(stint) = tracked.stint.take() {
-            let last_ns = tracked.last_ns;
-            self.close((id, tracked), stint, Name::None, last_ns);
+    pub fn forget(&mut self, id: u64, tracked: &Tracked, awake: &mut Awake) {
+        if let Some(stint) = awake.stint.take() {
+            let of = (id, tracked, &awake.connection);
+            self.close(of, stint, Name::None, tracked.last_ns);
         }
     }
 
@@ -155,7 +170,7 @@ impl StintLog {
         &mut self,
         connections: &mut Connections,
         round_ns: u64,
-        name: impl Fn(&mut Tracked) -> Option<Name>,
+        name: impl Fn(&mut Tracked, &Connection) -> Option<Name>,
     ) {
         let wanted = self.requests.is_wanted();
         if wanted && !self.wanted {
@@ -186,7 +201,7 @@ impl StintLog {
         place
     }
 
-    fn close(&mut self, of: (u64, &Tracked), stint: OpenStint, name: Name, to_ns: u64) {
+    fn close(&mut self, of: Of<'_>, stint: OpenStint, name: Name, to_ns: u64) {
         if let Some(listed) = self.opened.get_mut(stint.place as usize) {
             *listed = None;
         }
@@ -195,8 +210,14 @@ impl StintLog {
         }
     }
 
-    fn push(&mut self, (id, tracked): (u64, &Tracked), stint: OpenStint, name: Name, to_ns: u64) {
-        let Some(role) = tracked.connection.role() else {
+    fn push(
+        &mut self,
+        (id, tracked, connection): Of<'_>,
+        stint: OpenStint,
+        name: Name,
+        to_ns: u64,
+    ) {
+        let Some(role) = connection.role() else {
             return;
         };
         let process = &tracked.process;
@@ -212,13 +233,12 @@ impl StintLog {
     }
 
     fn tell_open(&mut self, id: u64, connections: &mut Connections) {
-        let Some(tracked) = connections.get_mut(id) else {
-            return;
-        };
-        if let Some(stint) = &mut tracked.stint {
+        if let Some((tracked, awake)) = connections.awake_mut(id)
+            && let Some(stint) = &mut awake.stint
+        {
             stint.place = NOT_LISTED;
-            let stint = *stint;
-            self.push((id, tracked), stint, Name::Awaited, IN_FLIGHT);
+            let (of, stint) = ((id, &*tracked, &awake.connection), *stint);
+            self.push(of, stint, Name::Awaited, IN_FLIGHT);
             self.unnamed.push_back((stint.from_ns, id));
         }
     }
@@ -228,19 +248,19 @@ impl StintLog {
         &mut self,
         connections: &mut Connections,
         now_ns: u64,
-        name: impl Fn(&mut Tracked) -> Option<Name>,
+        name: impl Fn(&mut Tracked, &Connection) -> Option<Name>,
     ) {
         while let Some((from_ns, id)) = self.unnamed.front().copied() {
             if from_ns.saturating_add(NAMED_AFTER_NS) > now_ns {
                 return;
             }
             self.unnamed.pop_front();
-            if let Some(tracked) = connections.get_mut(id)
-                && let Some(stint) = tracked.stint.filter(|stint| stint.from_ns == from_ns)
+            if let Some((tracked, awake)) = connections.awake_mut(id)
+                && let Some(stint) = awake.stint.filter(|stint| stint.from_ns == from_ns)
                 && stint.requests == 1
-                && let Some(name) = name(tracked)
+                && let Some(name) = name(tracked, &awake.connection)
             {
-                self.push((id, tracked), stint, name, IN_FLIGHT);
+                self.push((id, tracked, &awake.connection), stint, name, IN_FLIGHT);
             }
         }
     }

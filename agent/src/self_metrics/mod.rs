@@ -40,11 +40,12 @@ impl SelfMetrics {
     ///
     /// When the registry has one of the names already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let losses = Losses::new(registry)?;
         let metrics = Self {
-            losses: Losses::new(registry)?,
             exchanges: Exchanges::new(registry)?,
-            profile_samples: ProfileSamples::new(registry)?,
+            profile_samples: ProfileSamples::new(registry, &losses)?,
             profile_labels: ProfileLabels::new(registry)?,
+            losses,
             registry: registry.clone(),
         };
         own_process::register_build_info(registry)?;
@@ -173,10 +174,12 @@ impl Losses {
 #[derive(Clone)]
 pub struct ProfileSamples {
     counters: IntCounterVec,
+    /// Lines of perf maps that could not be understood: `telltale_losses_total`.
+    pub malformed_lines: IntCounter,
 }
 
 impl ProfileSamples {
-    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+    fn new(registry: &Registry, losses: &Losses) -> Result<Self, prometheus::Error> {
         let counters = IntCounterVec::new(
             Opts::new(
                 "telltale_profile_samples_total",
@@ -185,7 +188,10 @@ impl ProfileSamples {
             &["outcome"],
         )?;
         registry.register(Box::new(counters.clone()))?;
-        Ok(Self { counters })
+        Ok(Self {
+            counters,
+            malformed_lines: losses.counter("symbolize", "perf_map_line"),
+        })
     }
 
     /// Counts `n` samples with this outcome: `complete`, `no_user_stack`, or why it was truncated.

@@ -2,8 +2,6 @@
 //! its first sample.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +10,9 @@ use ebpf_common::sample::SampleKey;
 use profile::Thread;
 
 use super::executable::{Executable, FileIdentity};
+use super::jit;
 use super::maps::{self, MapsEntry};
+use super::perf_map::PerfMapFile;
 
 /// Most files that are held open for sampled processes. The soft limit on open files is usually
 /// 1024, and the agent needs some itself.
@@ -80,16 +80,7 @@ pub struct Region {
     unreadable: bool,
 }
 
-/// The list of functions that a JIT compiler writes: `/tmp/perf-PID.map`.
-#[derive(Debug)]
-pub struct PerfMapFile {
-    /// The file. Its process may write on.
-    pub file: File,
-    /// Its length when it was found: what comes later was written while the profile was taken.
-    pub len_when_found: u64,
-}
-
-/// When to look again for code that no mapping holds. Reading the maps of a large process takes
+/// When to look again for what was not there: code that no mapping holds, or a perf map. Reading the maps of a large process takes
 /// longer than all else that is done for a sample, and what frame pointers lead to in code without
 /// them is often no code at all: each look in vain makes the next one wait twice as long.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +110,9 @@ pub struct Image {
     regions: Vec<Region>,
     looks: Looks,
     perf_map: Option<Arc<PerfMapFile>>,
+    perf_map_looks: Looks,
+    /// Stands for code of a JIT compiler that has no name.
+    jit_mark: Option<Arc<str>>,
 }
 
 impl Image {
@@ -139,6 +133,15 @@ impl Image {
     #[must_use]
     pub fn perf_map(&self) -> Option<&PerfMapFile> {
         self.perf_map.as_deref()
+    }
+
+    /// What stands for the function at `address`, if a JIT compiler wrote it.
+    #[must_use]
+    pub fn jit_mark(&self, address: u64) -> Option<&Arc<str>> {
+        let region = self.region(address)?;
+        let is_kernels = ["[vsyscall]", "[uprobes]"].contains(&&*region.entry.path);
+        let is_jit = matches!(region.backing, Backing::Anonymous) && !is_kernels;
+        self.jit_mark.as_ref().filter(|_| is_jit)
     }
 
     fn position(&self, address: u64) -> Option<usize> {
@@ -196,8 +199,12 @@ impl Images {
             if matches!(region.backing, Backing::Unopened) && !region.unreadable {
                 open(region, &self.proc_root, key.pid, &mut self.files);
             }
-            if matches!(region.backing, Backing::Anonymous) && image.perf_map.is_none() {
-                image.perf_map = find_perf_map(&self.proc_root, key.pid).map(Arc::new);
+            if matches!(region.backing, Backing::Anonymous)
+                && image.perf_map.is_none()
+                && image.perf_map_looks.is_due()
+            {
+                image.perf_map = PerfMapFile::find(&self.proc_root, key.pid).map(Arc::new);
+                image.perf_map_looks.note(image.perf_map.is_some());
             }
         }
     }
@@ -237,6 +244,7 @@ fn refresh(image: &mut Image, proc_root: &Path, key: ImageKey, tid: u32) {
     if key.image != 0 && maps::read_image(proc_root, pid) != Some(key.image) {
         return;
     }
+    image.jit_mark = Some(jit::mark(entries.iter().map(|entry| &*entry.path)));
     let old = std::mem::take(&mut image.regions);
     image.regions = entries
         .into_iter()
@@ -317,29 +325,6 @@ fn open(
     } else {
         region.unreadable = true;
     }
-}
-
-/// The perf map of a process: `/tmp/perf-PID.map` in its own file system, by its own pid.
-fn find_perf_map(proc_root: &Path, pid: u32) -> Option<PerfMapFile> {
-    let own_pid = maps::read_own_pid(proc_root, pid)?;
-    let path = proc_root.join(format!("{pid}/root/tmp/perf-{own_pid}.map"));
-    // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
-    // to belong to the process's user (or root), as perf asks as well.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .ok()?;
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    let owner = std::fs::metadata(proc_root.join(pid.to_string()))
-        .ok()?
-        .uid();
-    let trusted = metadata.uid() == owner || metadata.uid() == 0;
-    trusted.then(|| PerfMapFile {
-        file,
-        len_when_found: metadata.len(),
-    })
 }
 
 #[cfg(test)]

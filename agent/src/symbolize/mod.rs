@@ -1,10 +1,12 @@
-//! From addresses to functions: kernel, ELF, DWARF with inlined callees, vDSO, perf maps.
+//! From addresses to functions: kernel, ELF, DWARF with inlined callees, vDSO, perf maps, and a mark
+//! for what JIT compilers wrote.
 //!
 //! While samples come in, [`Images`] holds on to what each process has mapped. When they are all
 //! there, [`Symbolizer::resolve`] gives every address its place and its functions.
 
 pub mod executable;
 pub mod image;
+pub mod jit;
 pub mod maps;
 pub mod names;
 pub mod perf_map;

@@ -2,12 +2,19 @@
 //! (Linux, `tools/perf/Documentation/jit-interface.txt`).
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
 
+use procfs::process::Process;
 use profile::SymbolizedFrame;
 
-use super::image::PerfMapFile;
+use super::maps;
 use super::names::Functions;
 
 /// Most bytes that are read of one perf map.
@@ -16,52 +23,122 @@ const MAX_BYTES: u64 = 256 * 1024 * 1024;
 /// Most bytes of one line; longer ones are cut.
 const MAX_LINE_BYTES: u64 = 4096;
 
-/// Functions at `addresses`, which are sorted. An address that the list does not hold, or that got
-/// another name while the profile was taken, has none: code may have moved in between, and which
-/// of the two was sampled cannot be told.
+/// How much earlier than its process a perf map may seem to have been written: the time of boot is
+/// told in seconds, and files carry the time of the kernel's last tick.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+/// The list of functions that a JIT compiler writes: `/tmp/perf-PID.map`.
+#[derive(Debug)]
+pub struct PerfMapFile {
+    file: File,
+    /// Its length when it was found: what comes later was written while the profile was taken.
+    len_when_found: u64,
+    /// Bytes of it that were read: lines that could not be understood there are counted already.
+    read_bytes: AtomicU64,
+}
+
+impl PerfMapFile {
+    /// The perf map of a process: `/tmp/perf-PID.map` in its own file system, by its own pid.
+    #[must_use]
+    pub fn find(proc_root: &Path, pid: u32) -> Option<Self> {
+        let own_pid = maps::read_own_pid(proc_root, pid)?;
+        let folder = proc_root.join(pid.to_string());
+        // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
+        // to belong to the process's user (or root), as perf asks as well.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(folder.join(format!("root/tmp/perf-{own_pid}.map")))
+            .ok()?;
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let owner = std::fs::metadata(&folder).ok()?.uid();
+        let is_trusted = metadata.uid() == owner || metadata.uid() == 0;
+        // One that an earlier process of this number left behind names other code.
+        let is_its_own = metadata.modified().ok()? + CLOCK_SLACK >= start_time(&folder)?;
+        (is_trusted && is_its_own).then(|| Self {
+            file,
+            len_when_found: metadata.len(),
+            read_bytes: AtomicU64::new(0),
+        })
+    }
+}
+
+/// When the process of a folder in `/proc` began.
+fn start_time(folder: &Path) -> Option<SystemTime> {
+    let stat = Process::new_with_root(folder.to_owned())
+        .ok()?
+        .stat()
+        .ok()?;
+    let boot = Duration::from_secs(procfs::boot_time_secs().ok()?);
+    let since_boot = Duration::from_millis(stat.starttime * 1000 / procfs::ticks_per_second());
+    Some(SystemTime::UNIX_EPOCH + boot + since_boot)
+}
+
+/// What a perf map says.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Functions at each of the addresses.
+    pub functions: Vec<Functions>,
+    /// Lines that could not be understood, of those that were not read before.
+    pub malformed_lines: u64,
+}
+
+/// Functions at `addresses`, which are sorted. The list is read as it is now: its process adds to
+/// it. An address that the list does not hold, or that got another name while the profile was
+/// taken, has none: code may have moved in between, and which of the two was sampled cannot be told.
 #[must_use]
-pub fn functions(perf_map: &PerfMapFile, addresses: &[u64]) -> Vec<Functions> {
+pub fn functions(perf_map: &PerfMapFile, addresses: &[u64]) -> Answer {
     let mut file = &perf_map.file;
-    let names = match file.seek(SeekFrom::Start(0)) {
+    let found = match file.seek(SeekFrom::Start(0)) {
         Ok(_) => lookup(
             BufReader::new(file.take(MAX_BYTES)),
             perf_map.len_when_found,
+            perf_map.read_bytes.load(Relaxed),
             addresses,
         ),
-        Err(_) => HashMap::new(),
+        Err(_) => Found::default(),
     };
+    perf_map.read_bytes.fetch_max(found.read_bytes, Relaxed);
     let function = |name: &Arc<str>| SymbolizedFrame {
         name: Arc::clone(name),
         file: None,
         line: None,
     };
-    addresses
-        .iter()
-        .map(|address| names.get(address).map(function).into_iter().collect())
-        .collect()
+    let named = addresses.iter().map(|address| found.names.get(address));
+    Answer {
+        functions: named
+            .map(|name| name.map(function).into_iter().collect())
+            .collect(),
+        malformed_lines: found.malformed_lines,
+    }
 }
 
-/// Name of each address that has one.
+/// What was read of a list.
+#[derive(Debug, Default)]
+struct Found {
+    /// Name of each address that has one.
+    names: HashMap<u64, Arc<str>>,
+    malformed_lines: u64,
+    read_bytes: u64,
+}
+
+/// Reads a list, of which `read_before` bytes were read once already.
 fn lookup(
     mut list: impl BufRead,
     len_when_found: u64,
+    read_before: u64,
     addresses: &[u64],
-) -> HashMap<u64, Arc<str>> {
+) -> Found {
     let mut names: HashMap<u64, Option<Arc<str>>> = HashMap::new();
     let mut offset = 0;
+    let mut malformed_lines = 0;
     let mut line = Vec::new();
-    loop {
-        line.clear();
-        match list
-            .by_ref()
-            .take(MAX_LINE_BYTES)
-            .read_until(b'\n', &mut line)
-        {
-            Ok(0) | Err(_) => break,
-            Ok(read) => offset += read as u64,
-        }
-        // A line that is not ended yet is being written.
-        let Some((start, size, name)) = line.strip_suffix(b"\n").and_then(parse_line) else {
+    // A line that is not ended yet is being written.
+    while let Some(read) = read_line(&mut list, &mut line) {
+        offset += read;
+        let Some((start, size, name)) = parse_line(&line) else {
+            malformed_lines += u64::from(offset > read_before);
             continue;
         };
         let first = addresses.partition_point(|address| *address < start);
@@ -81,10 +158,34 @@ fn lookup(
             }
         }
     }
-    names
-        .into_iter()
-        .filter_map(|(address, name)| Some((address, name?)))
-        .collect()
+    let names = names.into_iter();
+    Found {
+        names: names
+            .filter_map(|(address, name)| Some((address, name?)))
+            .collect(),
+        malformed_lines,
+        read_bytes: offset,
+    }
+}
+
+/// Reads a line, of which no more than [`MAX_LINE_BYTES`] are kept, without its end. Gives its
+/// length; `None` where no whole line is left.
+fn read_line(list: &mut impl BufRead, line: &mut Vec<u8>) -> Option<u64> {
+    line.clear();
+    let mut len = 0;
+    let mut rest = Vec::new();
+    loop {
+        let part = if len == 0 { &mut *line } else { &mut rest };
+        let limited = list.by_ref().take(MAX_LINE_BYTES);
+        match { limited }.read_until(b'\n', part) {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => len += read as u64,
+        }
+        if part.pop_if(|byte| *byte == b'\n').is_some() {
+            return Some(len);
+        }
+        rest.clear();
+    }
 }
 
 /// `START SIZE NAME`; the name may hold spaces.
@@ -92,7 +193,7 @@ fn parse_line(line: &[u8]) -> Option<(u64, u64, &str)> {
     let mut fields = std::str::from_utf8(line).ok()?.splitn(3, ' ');
     let start = parse_hex(fields.next()?)?;
     let size = parse_hex(fields.next()?)?;
-    let name = fields.next()?.trim();
+    let name = fields.next()?.trim_end();
     (!name.is_empty()).then_some((start, size, name))
 }
 
@@ -106,13 +207,30 @@ mod tests {
     use proptest::prelude::*;
 
     fn names(list: &str, len_when_found: usize, addresses: &[u64]) -> Vec<(u64, String)> {
-        let found = lookup(list.as_bytes(), len_when_found as u64, addresses);
+        let found = lookup(list.as_bytes(), len_when_found as u64, 0, addresses);
         let mut names: Vec<_> = found
+            .names
             .into_iter()
             .map(|(a, name)| (a, name.to_string()))
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_list_that_is_older_than_its_process_is_another_ones() {
+        let own = std::process::id();
+        let path = format!("/tmp/perf-{own}.map");
+        let file = File::create_new(&path).expect("no such file yet");
+        let find = || PerfMapFile::find(Path::new("/proc"), own).is_some();
+        let fresh = find();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        file.set_modified(hour_ago).unwrap();
+        let stale = find();
+        std::fs::remove_file(&path).unwrap();
+        assert!(fresh);
+        assert!(!stale);
+        assert!(!find());
     }
 
     #[test]
@@ -147,10 +265,54 @@ mod tests {
         assert_eq!(names(list, 13, &[0x1001]), [(0x1001, "same".into())]);
     }
 
+    #[test]
+    fn of_ranges_that_overlap_the_last_one_holds() {
+        let list = "1000 100 outer\n1040 10 inner\n1048 40 later\n";
+        let expected = [
+            (0x103f, "outer".into()),
+            (0x1047, "inner".into()),
+            (0x1048, "later".into()),
+            (0x1088, "outer".into()),
+        ];
+        assert_eq!(
+            names(list, list.len(), &[0x103f, 0x1047, 0x1048, 0x1088]),
+            expected
+        );
+    }
+
+    #[test]
+    fn lines_that_say_nothing_are_counted_once() {
+        let list = "1000 10 f\nnonsense\n1010 f\nzz 10 f\n1020 10 \n1030 10 half";
+        let whole = lookup(list.as_bytes(), 0, 0, &[]);
+        assert_eq!(whole.malformed_lines, 4);
+        // The last line may be written on.
+        assert_eq!(whole.read_bytes as usize, list.rfind('\n').unwrap() + 1);
+        let again = lookup(list.as_bytes(), 0, whole.read_bytes, &[]);
+        assert_eq!(again.malformed_lines, 0);
+        let more = format!("{list}-written\nnonsense\n");
+        let more = lookup(more.as_bytes(), 0, whole.read_bytes, &[0x1030]);
+        assert_eq!(more.malformed_lines, 1);
+        assert_eq!(&*more.names[&0x1030], "half-written");
+    }
+
+    #[test]
+    fn the_rest_of_a_long_line_is_no_line() {
+        let padding = "x".repeat(MAX_LINE_BYTES as usize - 10);
+        for filler in [padding.clone(), padding.repeat(3)] {
+            let list = format!("1000 10 f{filler} 2000 10 g\n3000 10 h\n");
+            let found = lookup(list.as_bytes(), 0, 0, &[0x1000, 0x2000, 0x3000]);
+            assert!(found.names[&0x1000].starts_with("fxx"));
+            assert_eq!(found.names.get(&0x2000), None);
+            assert_eq!(&*found.names[&0x3000], "h");
+            assert_eq!(found.malformed_lines, 0);
+            assert_eq!(found.read_bytes as usize, list.len());
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_parsing_panic(text in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = lookup(text.as_slice(), 100, &[0, 1, u64::MAX]);
+            let _ = lookup(text.as_slice(), 100, 0, &[0, 1, u64::MAX]);
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct Resolved {
     pub frames: Vec<Frame>,
     /// See [`profile::Profile::samples`].
     pub samples: Vec<Sample>,
+    /// Lines of perf maps that could not be understood, each counted once.
+    pub malformed_lines: u64,
 }
 
 /// Resolves all of `request`.
@@ -92,6 +94,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
         mappings: table.mappings,
         frames: table.frames,
         samples,
+        malformed_lines: table.malformed_lines,
     }
 }
 
@@ -117,6 +120,7 @@ struct FrameTable {
     by_place: HashMap<Place, FrameIndex>,
     mappings: Vec<Mapping>,
     by_mapping: HashMap<Mapping, MappingIndex>,
+    malformed_lines: u64,
 }
 
 impl FrameTable {
@@ -240,8 +244,29 @@ impl FrameTable {
             self.set(group, |addresses| names.in_file(identity, addresses));
         }
         for (key, group) in own {
-            if let Some(list) = images.get(&key).and_then(Image::perf_map) {
-                self.set(group, |addresses| perf_map::functions(list, addresses));
+            let Some(image) = images.get(&key) else {
+                continue;
+            };
+            if let Some(list) = image.perf_map() {
+                let mut malformed_lines = 0;
+                self.set(group.clone(), |addresses| {
+                    let answer = perf_map::functions(list, addresses);
+                    malformed_lines = answer.malformed_lines;
+                    answer.functions
+                });
+                self.malformed_lines += malformed_lines;
+            }
+            for (address, frame) in group {
+                let functions = &mut self.frames[frame].functions;
+                if functions.is_empty()
+                    && let Some(mark) = image.jit_mark(address)
+                {
+                    functions.push(SymbolizedFrame {
+                        name: Arc::clone(mark),
+                        file: None,
+                        line: None,
+                    });
+                }
             }
         }
     }
