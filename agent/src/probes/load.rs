@@ -101,6 +101,8 @@ pub struct LoadOptions {
     pub queue_time: bool,
     /// Whether the peers' acknowledgements are asked for.
     pub delivery_time: bool,
+    /// Whether each sample's time is told.
+    pub sample_times: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -115,6 +117,7 @@ impl LoadOptions {
         tap: Tap::Walk,
         queue_time: false,
         delivery_time: false,
+        sample_times: false,
         verbose: false,
     };
 }
@@ -211,6 +214,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         scratches,
         queue_time: arrivals.is_some().into(),
         delivery_time: options.delivery_time.into(),
+        sample_times: options.sample_times.into(),
     };
     lift_memory_lock();
     let btf = aya::Btf::parse(&outline, aya::Endianness::default())?;
