@@ -24,6 +24,7 @@ pub mod process;
 pub mod process_events;
 pub mod profiler;
 pub mod push;
+pub mod requests;
 pub mod routes;
 pub mod selection;
 pub mod self_metrics;

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use ebpf_common::connection::{SocketData, busy_ticks, data_flags};
 use hashbrown::HashSet;
+use profile::Request;
 use protocol::observation::{Exchange, Outcome, Role};
 use protocol::{Connection, Direction, Segment};
 
 use crate::clusters::Clusters;
 use crate::connections::{Answered, Awake, Tracked};
 use crate::observation::{Delivery, Endpoint, Observation};
+use crate::requests::log::News;
+use crate::requests::{Name, StintLog};
+use crate::routes::Routes;
 use crate::self_metrics::InFlight;
 use crate::sink::Sink;
 use crate::tracker::Shared;
@@ -22,6 +26,7 @@ pub(crate) struct Outlet {
     /// Connections with a body whose end only the kernel's cursor tells.
     pub(crate) awaiting: HashSet<u64>,
     pub(crate) in_flight: InFlight,
+    pub(crate) stints: StintLog,
 }
 
 impl Outlet {
@@ -61,25 +66,38 @@ impl Outlet {
         });
     }
 
-    /// Hands on what a connection has finished, and brings the gauges up to date.
-    pub(crate) fn settle(&mut self, id: u64, tracked: &mut Tracked, awake: &mut Awake) {
+    /// Hands on what a connection has finished, and brings the gauges up to date. `tid` is the thread
+    /// whose record brought it, if one did.
+    pub(crate) fn settle(
+        &mut self,
+        id: u64,
+        tracked: &mut Tracked,
+        awake: &mut Awake,
+        tid: Option<u32>,
+    ) {
         let Awake {
             connection,
             counted,
+            stint,
         } = awake;
+        let mut news = News::default();
         while let Some((role, heads)) = connection.poll_heads() {
             self.shared.exchanges.seen(role, heads);
+            news.note_requests(heads);
         }
         while let Some(exchange) = connection.poll_observation() {
             let observation = observe(tracked, exchange, &self.shared);
             if observation.exchange.role == Role::Server {
                 tracked.answered = answered(&observation);
             }
+            news.note_end(&observation);
             for sink in &mut self.sinks {
                 sink.observe(&observation);
             }
             connection.recycle(observation.exchange);
         }
+        self.stints
+            .note(id, (tracked, connection), stint, news, tid);
         while let Some(loss) = connection.poll_loss() {
             self.shared
                 .losses
@@ -112,6 +130,26 @@ impl Outlet {
             }
         }
     }
+}
+
+/// The name of the request that a server has in flight. What a cluster serves is called by its answer.
+pub(crate) fn name_in_flight(
+    tracked: &mut Tracked,
+    connection: &Connection,
+    routes: &Routes,
+) -> Option<Name> {
+    if connection.role() != Some(Role::Server) || connection.search_product().is_some() {
+        return None;
+    }
+    let (path, method, _) = connection.oldest_in_flight()?;
+    let service = &tracked.process.service;
+    let routes = tracked
+        .routes
+        .get_or_insert_with(|| routes.of(service, Role::Server));
+    Some(Name::Request(Request {
+        route: routes.route(path),
+        method,
+    }))
 }
 
 /// What will be told of the delivery of an exchange's answer, if it was answered.

@@ -17,8 +17,9 @@ use crate::decode::{Event, decode};
 use crate::early::EarlyRecords;
 use crate::kernel_side::KernelSide;
 use crate::older_sockets::OlderSockets;
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, name_in_flight};
 use crate::process::{Process, ProcessTable};
+use crate::requests::{Requests, StintLog};
 use crate::routes::Routes;
 use crate::selection::Selection;
 use crate::self_metrics::{Exchanges, Losses};
@@ -55,6 +56,8 @@ pub struct Shared {
     pub exchanges: Exchanges,
     /// How long the kernel's ticks are.
     pub ticks: Ticks,
+    /// Which thread serves which request.
+    pub requests: Arc<Requests>,
     /// Bounds of one connection.
     pub limits: Arc<Limits>,
     /// Set when the agent ends.
@@ -69,9 +72,15 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Follows at most `capacity` connections and tells `sinks` of their exchanges.
+    /// Follows at most `capacity` connections, those of the worker `number`, and tells `sinks` of their
+    /// exchanges.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, sinks: Vec<Box<dyn Sink>>, capacity: usize) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        sinks: Vec<Box<dyn Sink>>,
+        capacity: usize,
+    ) -> Self {
         let in_flight = shared.exchanges.worker();
         let connections = Connections::new(Arc::clone(&shared.limits), capacity);
         // A reason that never was shows as zero.
@@ -85,12 +94,21 @@ impl Tracker {
             connections,
             early: EarlyRecords::default(),
             outlet: Outlet {
+                stints: StintLog::new(Arc::clone(&shared.requests), number),
                 shared,
                 sinks,
                 awaiting: HashSet::new(),
                 in_flight,
             },
         }
+    }
+
+    /// Ends a round of records that began at `round_ns`: tells which threads serve what.
+    pub fn tell_stints(&mut self, round_ns: u64) {
+        let Outlet { stints, shared, .. } = &mut self.outlet;
+        stints.tell(&mut self.connections, round_ns, |tracked, connection| {
+            name_in_flight(tracked, connection, &shared.routes)
+        });
     }
 
     /// Ids and sockets of the connections with a body whose end only the kernel's cursor tells.
@@ -225,8 +243,11 @@ impl Tracker {
         };
         tracked.last_ns = data.time_ns;
         if tracked.selected {
+            if let Some(stint) = &mut awake.stint {
+                stint.touch(data.tid);
+            }
             self.outlet.pass(tracked, awake, data, direction, captured);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, Some(data.tid));
         }
         self.connections.settle(id);
     }
@@ -269,7 +290,7 @@ impl Tracker {
             event.time_ns,
         );
         tracked.closed |= event.directions;
-        self.outlet.settle(id, tracked, awake);
+        self.outlet.settle(id, tracked, awake, None);
         if reason == CloseReason::Fin
             && let Some(busy_ns) = self.outlet.shared.ticks.busy_ns(event.busy_ticks)
         {
@@ -288,7 +309,7 @@ impl Tracker {
     pub fn handle_progress(&mut self, id: u64, cursors: [Cursor; 2]) {
         if let Some((tracked, awake)) = self.connections.wake(id) {
             progress(&mut awake.connection, cursors);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.connections.settle(id);
         }
     }
@@ -300,7 +321,7 @@ impl Tracker {
             awake
                 .connection
                 .handle_close(true, true, CloseReason::Fin, last_ns);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.forget(id);
         }
     }
@@ -318,12 +339,15 @@ impl Tracker {
     fn evict(&mut self, id: u64, now_ns: u64) {
         if let Some((tracked, awake)) = self.connections.wake(id) {
             awake.connection.handle_evict(now_ns);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.forget(id);
         }
     }
 
     fn forget(&mut self, id: u64) {
+        if let Some((tracked, awake)) = self.connections.awake_mut(id) {
+            self.outlet.stints.forget(id, tracked, awake);
+        }
         // The outlet settled before, so that the gauges no longer count it.
         self.connections.settle(id);
         self.connections.remove(id);

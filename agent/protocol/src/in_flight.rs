@@ -111,6 +111,10 @@ impl InFlight {
         self.exchange.method
     }
 
+    pub(crate) fn path(&self) -> &str {
+        &self.exchange.path
+    }
+
     /// Whether requests with this method hardly ever have a body (RFC 9110, section 9.3).
     pub(crate) fn is_bodiless(&self) -> bool {
         ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"].contains(&self.exchange.method)

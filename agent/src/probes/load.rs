@@ -106,6 +106,8 @@ pub struct LoadOptions {
     pub queue_time: bool,
     /// Whether the peers' acknowledgements are asked for.
     pub delivery_time: bool,
+    /// Whether each sample's time is told.
+    pub sample_times: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -121,6 +123,7 @@ impl LoadOptions {
         tap: Tap::Walk,
         queue_time: false,
         delivery_time: false,
+        sample_times: false,
         verbose: false,
     };
 }
@@ -222,6 +225,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         scratches,
         queue_time: arrivals.is_some().into(),
         delivery_time: options.delivery_time.into(),
+        sample_times: options.sample_times.into(),
     };
     let clusters = if options.body_bytes == 0 {
         1

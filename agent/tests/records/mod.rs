@@ -18,6 +18,7 @@ use telltale::clusters::Clusters;
 use telltale::config::Config;
 use telltale::kernel_side::KernelSide;
 use telltale::process::ProcessTable;
+use telltale::requests::Requests;
 use telltale::routes::Routes;
 use telltale::selection::Selection;
 use telltale::self_metrics::SelfMetrics;
@@ -52,6 +53,8 @@ impl KernelSide for NoMaps {
 /// A worker's part behind the ring, and what it counted.
 pub struct Setup {
     pub tracker: Tracker,
+    /// What the profiler is told.
+    pub requests: Arc<Requests>,
     registry: Registry,
 }
 
@@ -62,6 +65,7 @@ impl Setup {
         let prometheus = PrometheusSink::new(&registry, &PrometheusOptions::default(), &metrics)
             .expect("no metric of that name yet");
         let config = Config::default();
+        let requests = Arc::new(Requests::new(1));
         let shared = Arc::new(Shared {
             processes: Arc::new(ProcessTable::default()),
             selection: Selection::new(&config.targets).expect("no patterns"),
@@ -72,6 +76,7 @@ impl Setup {
             losses: metrics.losses.clone(),
             exchanges: metrics.exchanges,
             ticks: Ticks::of_kernel(),
+            requests: Arc::clone(&requests),
             limits: Arc::new(Limits::default()),
             stop: AtomicBool::new(false),
         });
@@ -80,8 +85,12 @@ impl Setup {
             Box::new(Summary::new().worker()),
             Box::new(SlowCalls::default().worker()),
         ];
-        let tracker = Tracker::new(shared, sinks, 1_000_000);
-        Self { tracker, registry }
+        let tracker = Tracker::new(shared, 0, sinks, 1_000_000);
+        Self {
+            tracker,
+            requests,
+            registry,
+        }
     }
 
     /// The sum of a counter's series.

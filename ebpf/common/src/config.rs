@@ -187,6 +187,8 @@ pub struct Config {
     pub queue_time: u32,
     /// 1: the peers' acknowledgements are asked for, for [`crate::connection::busy_ticks`]; 0: not.
     pub delivery_time: u32,
+    /// 1: each sample's time goes up too ([`crate::sample::SampleTime`]); 0: counts alone.
+    pub sample_times: u32,
 }
 
 /// Most bytes that one record captures.

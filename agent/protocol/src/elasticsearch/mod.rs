@@ -135,6 +135,12 @@ pub fn is_candidate(method: &str, path: &str) -> bool {
         && path::may_have_api_form(path)
 }
 
+/// Whether `operation` is an endpoint id of the REST specifications (`search`, `cluster.health`).
+#[must_use]
+pub fn is_operation(operation: &str) -> bool {
+    endpoints::has_operation(operation)
+}
+
 /// The product that a response field tells of, if it tells of one. `name` in any case.
 #[must_use]
 pub fn product_from_header(name: &[u8], value: &[u8]) -> Option<SearchProduct> {
