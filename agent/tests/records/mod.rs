@@ -70,7 +70,7 @@ impl Setup {
             processes: Arc::new(ProcessTable::default()),
             selection: Selection::new(&config.targets).expect("no patterns"),
             routes: Routes::new(&config.routes).expect("no templates"),
-            clusters: Clusters::new(&[]),
+            clusters: Clusters::new(&[], None),
             older_sockets: OnceLock::new(),
             kernel: Arc::new(NoMaps),
             losses: metrics.losses.clone(),
