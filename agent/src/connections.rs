@@ -7,7 +7,7 @@ use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
 use hashbrown::HashMap;
 use protocol::{Connection, Limits, Resting};
 
-use crate::observation::{Delivery, Endpoint};
+use crate::observation::Endpoint;
 use crate::process::Process;
 use crate::requests::OpenStint;
 use crate::routes::ServiceRoutes;
@@ -21,10 +21,8 @@ const MAX_SPARES: usize = 64;
 pub struct Tracked {
     /// Address of the kernel's `struct sock`.
     pub socket: u64,
-    /// The process's own end.
-    pub local: Endpoint,
-    /// The other end.
-    pub remote: Endpoint,
+    /// Where it leads.
+    pub ends: Ends,
     /// The process that moved the last bytes.
     pub process: Arc<Process>,
     /// Whether the configuration selects that process.
@@ -38,9 +36,17 @@ pub struct Tracked {
     /// Whether the process table was told what it speaks.
     pub noted: bool,
     /// The exchange whose answer was the last to end, until it is known when it had been delivered.
-    pub answered: Option<Delivery>,
+    pub answered: Option<Answered>,
     /// Directions that have ended, as [`ebpf_common::connection::closed`].
     pub closed: u8,
+}
+
+/// What is told of an answer when it has been delivered, but whose it was.
+pub struct Answered {
+    /// `http.route` of the exchange.
+    pub route: Arc<str>,
+    /// Its method.
+    pub method: &'static str,
 }
 
 /// What a connection has while something of it is under way.
@@ -59,8 +65,7 @@ impl Tracked {
     pub fn new(origin: &Origin, process: Arc<Process>, selected: bool) -> Self {
         Self {
             socket: origin.socket,
-            local: origin.local,
-            remote: origin.remote,
+            ends: origin.ends,
             process,
             selected,
             routes: None,
@@ -79,10 +84,8 @@ impl Tracked {
 pub struct Origin {
     /// Address of the kernel's `struct sock`.
     pub socket: u64,
-    /// The process's own end.
-    pub local: Endpoint,
-    /// The other end.
-    pub remote: Endpoint,
+    /// The process's end and the other one.
+    pub ends: Ends,
     /// The process that brought it to notice.
     pub pid: u32,
     /// When that was.
@@ -95,8 +98,11 @@ impl From<&ConnectionOpened> for Origin {
     fn from(opened: &ConnectionOpened) -> Self {
         Self {
             socket: opened.socket,
-            local: endpoint(opened.family, opened.local_address, opened.local_port),
-            remote: endpoint(opened.family, opened.remote_address, opened.remote_port),
+            ends: Ends {
+                family: opened.family,
+                ports: [opened.local_port, opened.remote_port],
+                addresses: [opened.local_address, opened.remote_address],
+            },
             pid: opened.pid,
             opened_ns: opened.time_ns,
             inode: Some(opened.inode),
@@ -108,16 +114,41 @@ impl Origin {
     /// From the kernel's own record of the connection on `socket`.
     #[must_use]
     pub fn of_state(socket: u64, state: &ConnectionState) -> Self {
-        let [local_port, remote_port] = state.ports;
-        let [local, remote] = state.addresses;
         Self {
             socket,
-            local: endpoint(state.family.into(), local, local_port),
-            remote: endpoint(state.family.into(), remote, remote_port),
+            ends: Ends {
+                family: state.family.into(),
+                ports: state.ports,
+                addresses: state.addresses,
+            },
             pid: state.pid,
             opened_ns: state.opened_ns,
             inode: None,
         }
+    }
+}
+
+/// The two ends of a connection as the kernel side tells of them, in half the room of their
+/// [`Endpoint`]s.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    family: u16,
+    /// The process's own, the other one's.
+    ports: [u16; 2],
+    addresses: [[u8; 16]; 2],
+}
+
+impl Ends {
+    /// The process's own end.
+    #[must_use]
+    pub fn local(&self) -> Endpoint {
+        endpoint(self.family, self.addresses[0], self.ports[0])
+    }
+
+    /// The other end.
+    #[must_use]
+    pub fn remote(&self) -> Endpoint {
+        endpoint(self.family, self.addresses[1], self.ports[1])
     }
 }
 
@@ -158,7 +189,7 @@ struct Entry {
 }
 
 /// What an idle connection takes, beside its place in the table.
-const _: () = assert!(size_of::<Entry>() <= 320);
+const _: () = assert!(size_of::<Entry>() <= 248);
 
 enum State {
     Resting(Resting),

@@ -3,10 +3,13 @@
 //! Records of a connection are in order within its ring, so that a tracker shares nothing with
 //! the others but what it looks up: processes, routes, known clusters.
 
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use ebpf_common::connection::{ConnectionClosed, SocketData, busy_ticks, closed, data_flags};
+use ebpf_common::connection::{
+    ConnectionClosed, ConnectionOpened, SocketData, busy_ticks, closed, data_flags,
+};
 use hashbrown::HashSet;
 use profile::Request;
 use protocol::observation::{Exchange, Outcome, Role};
@@ -14,7 +17,7 @@ use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting, Segm
 
 use crate::clock::Ticks;
 use crate::clusters::Clusters;
-use crate::connections::{Awake, Connections, Origin, Tracked};
+use crate::connections::{Answered, Awake, Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
 use crate::kernel_side::KernelSide;
 use crate::observation::{Delivery, Endpoint, Observation};
@@ -37,6 +40,9 @@ const WRONG_RING: (&str, &str) = ("decode", "wrong_ring");
 const CONNECTIONS_FULL: (&str, &str) = ("worker", "connections_full");
 /// A record of a connection whose opening was lost and that the kernel has forgotten.
 const UNKNOWN_CONNECTION: (&str, &str) = ("worker", "unknown_connection");
+
+/// Early records that are kept at a time: each is of a connection that lived for microseconds.
+const MAX_EARLY: usize = 64;
 
 /// What all workers look things up in.
 pub struct Shared {
@@ -69,6 +75,8 @@ pub struct Shared {
 /// See the module's description.
 pub struct Tracker {
     connections: Connections,
+    /// Records of connections whose opening is not known yet, the oldest first.
+    early: VecDeque<Early>,
     outlet: Outlet,
 }
 
@@ -80,6 +88,16 @@ struct Outlet {
     awaiting: HashSet<u64>,
     in_flight: InFlight,
     stints: StintLog,
+}
+
+/// Two threads of a process may move the first bytes of a connection at the same time: the one that
+/// was second may find it in the kernel's map, and send its record, before the first one has told of
+/// the opening.
+struct Early {
+    id: u64,
+    record: Box<[u8]>,
+    /// The ring has been drained since.
+    is_late: bool,
 }
 
 impl Tracker {
@@ -103,6 +121,7 @@ impl Tracker {
         }
         Self {
             connections,
+            early: VecDeque::new(),
             outlet: Outlet {
                 stints: StintLog::new(Arc::clone(&shared.requests), number),
                 shared,
@@ -137,10 +156,14 @@ impl Tracker {
     /// Takes one record of the ring in.
     pub fn handle(&mut self, record: &[u8]) {
         match decode(record) {
-            Ok(Event::SocketData(data, captured)) => self.handle_data(&data, captured),
-            Ok(Event::ConnectionOpened(opened)) => {
-                self.open(opened.connection_id, &Origin::from(&opened));
+            Ok(Event::SocketData(data, captured)) => {
+                if self.is_known(&data) {
+                    self.handle_data(&data, captured);
+                } else {
+                    self.keep_early(data.connection_id, record);
+                }
             }
+            Ok(Event::ConnectionOpened(opened)) => self.handle_opened(&opened),
             Ok(Event::ConnectionClosed(event)) => self.handle_closed(&event),
             Ok(_) => self.lose(WRONG_RING),
             Err(_) => self.lose(MALFORMED),
@@ -149,6 +172,46 @@ impl Tracker {
 
     fn lose(&self, (stage, reason): (&'static str, &'static str)) {
         self.outlet.shared.losses.add(stage, reason, 1);
+    }
+
+    /// The ring was drained: what was early at the time before will not be explained any more.
+    pub fn end_round(&mut self) {
+        while self.early.front().is_some_and(|early| early.is_late) {
+            self.early.pop_front();
+            self.lose(UNKNOWN_CONNECTION);
+        }
+        for early in &mut self.early {
+            early.is_late = true;
+        }
+    }
+
+    fn keep_early(&mut self, id: u64, record: &[u8]) {
+        if self.early.len() >= MAX_EARLY {
+            self.early.pop_front();
+            self.lose(UNKNOWN_CONNECTION);
+        }
+        self.early.push_back(Early {
+            id,
+            record: record.into(),
+            is_late: false,
+        });
+    }
+
+    fn handle_opened(&mut self, opened: &ConnectionOpened) {
+        let id = opened.connection_id;
+        if self.connections.get(id).is_some() {
+            // A record of its bytes came first, and the kernel's map told the same.
+            return;
+        }
+        self.open(id, &Origin::from(opened));
+        if self.early.iter().any(|early| early.id == id) {
+            let (own, others) = self.early.drain(..).partition(|early| early.id == id);
+            self.early = others;
+            let own: VecDeque<Early> = own;
+            for early in own {
+                self.handle(&early.record);
+            }
+        }
     }
 
     fn open(&mut self, id: u64, origin: &Origin) {
@@ -161,7 +224,7 @@ impl Tracker {
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(origin.pid);
-        let selected = self.is_selected(&process, origin.local.port());
+        let selected = self.is_selected(&process, origin.ends.local().port());
         let tracked = Tracked::new(origin, process, selected);
         let resting = if self.is_seen_from_start(origin) {
             Resting::opened()
@@ -194,25 +257,30 @@ impl Tracker {
         shared.selection.selects(process, &ports)
     }
 
+    /// Whether a record's connection is followed, of the record's process from now on. Where the
+    /// record of its opening was lost, the kernel's map knows the same.
+    fn is_known(&mut self, data: &SocketData) -> bool {
+        let id = data.connection_id;
+        match self.connections.get(id) {
+            Some(tracked) if tracked.process.pid == data.pid => {}
+            Some(_) => self.follow_process(id, data.pid),
+            None => {
+                let Some(state) = self.outlet.shared.kernel.connection(data.socket, id) else {
+                    return false;
+                };
+                self.open(id, &Origin::of_state(data.socket, &state));
+                self.follow_process(id, data.pid);
+            }
+        }
+        true
+    }
+
     fn handle_data(&mut self, data: &SocketData, captured: &[u8]) {
         let Some(direction) = Direction::from_raw(data.direction) else {
             self.lose(MALFORMED);
             return;
         };
         let id = data.connection_id;
-        match self.connections.get_mut(id) {
-            Some(tracked) if tracked.process.pid == data.pid => {}
-            Some(_) => self.follow_process(id, data.pid),
-            None => {
-                // The record of its opening was lost; the kernel's map knows the same.
-                let Some(state) = self.outlet.shared.kernel.connection(data.socket, id) else {
-                    self.lose(UNKNOWN_CONNECTION);
-                    return;
-                };
-                self.open(id, &Origin::of_state(data.socket, &state));
-                self.follow_process(id, data.pid);
-            }
-        }
         let Some((tracked, awake)) = self.connections.wake(id) else {
             return;
         };
@@ -235,12 +303,15 @@ impl Tracker {
         if tracked.process.pid == pid {
             return;
         }
-        let port = tracked.local.port();
+        let port = tracked.ends.local().port();
         let shared = &self.outlet.shared;
         shared.kernel.drain_process_events();
         let process = shared.processes.lookup(pid);
         let selected = self.is_selected(&process, port);
         if let Some(tracked) = self.connections.get_mut(id) {
+            if tracked.process.service != process.service {
+                tracked.answered = None;
+            }
             tracked.process = process;
             tracked.selected = selected;
             tracked.routes = None;
@@ -300,6 +371,9 @@ impl Tracker {
 
     /// Forgets every connection: the agent ends.
     pub fn evict_all(&mut self, now_ns: u64) {
+        // None is early any more.
+        self.end_round();
+        self.end_round();
         for id in self.connections.ids() {
             self.evict(id, now_ns);
         }
@@ -407,10 +481,12 @@ impl Outlet {
     /// Tells how long the last answer took to reach its peer, where that is known.
     fn deliver(&mut self, tracked: &mut Tracked, took_ns: Option<u64>) {
         let answered = tracked.answered.take();
-        if let (Some(answered), Some(took_ns)) = (answered, took_ns) {
+        if let (Some(Answered { route, method }), Some(took_ns)) = (answered, took_ns) {
             let delivery = Delivery {
+                process: Arc::clone(&tracked.process),
+                route,
+                method,
                 took_ns,
-                ..answered
             };
             for sink in &mut self.sinks {
                 sink.deliver(&delivery);
@@ -442,12 +518,10 @@ fn name_in_flight(tracked: &mut Tracked, connection: &Connection, routes: &Route
 }
 
 /// What will be told of the delivery of an exchange's answer, if it was answered.
-fn answered(observation: &Observation) -> Option<Delivery> {
-    (observation.exchange.outcome == Outcome::Matched).then(|| Delivery {
-        process: Arc::clone(&observation.process),
+fn answered(observation: &Observation) -> Option<Answered> {
+    (observation.exchange.outcome == Outcome::Matched).then(|| Answered {
         route: Arc::clone(&observation.route),
         method: observation.exchange.method,
-        took_ns: 0,
     })
 }
 
@@ -455,8 +529,8 @@ fn answered(observation: &Observation) -> Option<Delivery> {
 fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observation {
     if !tracked.noted {
         tracked.noted = true;
-        let port =
-            Some(tracked.local.port()).filter(|&port| exchange.role == Role::Server && port != 0);
+        let port = Some(tracked.ends.local().port())
+            .filter(|&port| exchange.role == Role::Server && port != 0);
         shared
             .processes
             .note_seen(tracked.process.pid, port, "http/1.1");
@@ -464,8 +538,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
     if let Some(call) = &exchange.elasticsearch {
         // The cluster's end, whichever side is watched.
         let end = match exchange.role {
-            Role::Client => tracked.remote,
-            Role::Server => tracked.local,
+            Role::Client => tracked.ends.remote(),
+            Role::Server => tracked.ends.local(),
         };
         if let Endpoint::Inet(address) = end {
             shared.clusters.learn(address, call.product, &call.prefix);
@@ -484,8 +558,8 @@ fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observ
         },
         exchange,
         process: Arc::clone(&tracked.process),
-        local: tracked.local,
-        remote: tracked.remote,
+        local: tracked.ends.local(),
+        remote: tracked.ends.remote(),
     }
 }
 
@@ -503,7 +577,7 @@ fn learn_cluster(tracked: &mut Tracked, connection: &mut Connection, clusters: &
         return;
     }
     tracked.clusters_generation = generation;
-    for end in [tracked.remote, tracked.local] {
+    for end in [tracked.ends.remote(), tracked.ends.local()] {
         if let Endpoint::Inet(address) = end
             && let Some(cluster) = clusters.at(address)
         {

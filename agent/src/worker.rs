@@ -78,6 +78,7 @@ impl Worker {
                 .map(|(id, socket)| (id, self.shared.kernel.connection(socket, id)))
                 .collect();
             records = self.drain();
+            self.tracker.end_round();
             for (id, state) in awaited {
                 match state {
                     Some(state) => self.tracker.handle_progress(id, state.cursors),

@@ -145,8 +145,7 @@ impl KnownSplit for Traces {
                 let at_bottom = functions.iter().any(|function| bottoms.contains(function));
                 ensure!(
                     !at_bottom || sample.unwind != "complete" || depth == DEPTH,
-                    "{what}: {depth} nested calls of {name}: {:?}",
-                    functions
+                    "{what}: {depth} nested calls of {name}: {functions:?}"
                 );
             }
         }

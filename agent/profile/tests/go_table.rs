@@ -43,16 +43,17 @@ fn expected(binary: &Path, addresses: &[u64]) -> Vec<(String, String)> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
+        .expect("go runs");
+    let mut input = child.stdin.take().expect("it is piped");
     let questions: String = addresses
         .iter()
         .map(|address| format!("{address:#x}\n"))
         .collect();
     let writer = std::thread::spawn(move || input.write_all(questions.as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let output = child.wait_with_output().expect("it ends");
+    let written = writer.join().expect("it does not panic");
+    written.expect("all questions are read");
+    let text = String::from_utf8(output.stdout).expect("names in UTF-8");
     let lines: Vec<_> = text.lines().map(str::to_owned).collect();
     let (pairs, _) = lines.as_chunks();
     pairs
@@ -112,10 +113,10 @@ fn names_files_and_lines_are_those_of_go_itself() {
 
 /// A stripped program, and where its table is.
 static PROGRAM: LazyLock<(Vec<u8>, std::ops::Range<usize>)> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = std::fs::read(build(folder.path(), &["-ldflags=-s -w"])).unwrap();
-    let elf = ElfFile64::<object::Endianness>::parse(&*bytes).unwrap();
-    let table = GoTable::of_elf(&elf).unwrap().bytes();
+    let folder = tempfile::tempdir().expect("a folder");
+    let bytes = std::fs::read(build(folder.path(), &["-ldflags=-s -w"])).expect("a program");
+    let elf = ElfFile64::<object::Endianness>::parse(&*bytes).expect("an ELF file");
+    let table = GoTable::of_elf(&elf).expect("a table").bytes();
     let start = table.as_ptr() as usize - bytes.as_ptr() as usize;
     let range = start..start + table.len();
     (bytes, range)

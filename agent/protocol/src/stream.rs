@@ -6,16 +6,10 @@ use crate::http1::decoder::{Content, Decoder, Event, Pause, Piece};
 use crate::http1::method::Kind;
 use crate::segment::Segment;
 
-/// Until when all that moved was sent before the connection was first seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Older {
-    /// Nothing was captured yet, or not the very first segment.
-    Unknown,
-    /// The first segment began inside a message, and no other one has begun.
-    Still,
-    /// The first segment moved then, or the first head in it or behind it.
-    Until(u64),
-}
+/// Value of [`Stream::older_until_ns`]: nothing was captured yet, or not the very first segment.
+const OLDER_UNKNOWN: u64 = 0;
+/// The same: the first segment began inside a message, and no head has come.
+const OLDER_STILL: u64 = u64::MAX;
 
 /// A direction in which nothing is under way, and all that passed was read.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +17,7 @@ pub(crate) struct RestingStream {
     at: Cursor,
     /// Heads may have been among the last bytes, see [`Stream::note_gap`].
     has_gap: bool,
-    older: Older,
+    older_until_ns: u64,
     pause: Pause,
 }
 
@@ -35,7 +29,7 @@ impl RestingStream {
             last_ns: 0,
         },
         has_gap: false,
-        older: Older::Unknown,
+        older_until_ns: OLDER_UNKNOWN,
         pause: Pause::FIRST,
     };
 }
@@ -54,7 +48,9 @@ pub(crate) struct Stream {
     overtaken_ns: Option<u64>,
     /// When the last byte moved of those that may have held heads and could not be read.
     gap_ns: Option<u64>,
-    older: Older,
+    /// Until when all that moved was sent before the connection was first seen: when the very first
+    /// segment moved, or the first head behind one that began inside a message.
+    older_until_ns: u64,
     /// When the last segment was read that a message may begin with, and when its first byte had
     /// arrived.
     arrival: Option<(u64, u64)>,
@@ -72,7 +68,7 @@ impl Stream {
             },
             overtaken_ns: None,
             gap_ns: None,
-            older: Older::Unknown,
+            older_until_ns: OLDER_UNKNOWN,
             arrival: None,
         }
     }
@@ -90,7 +86,7 @@ impl Stream {
         is_idle.then_some(RestingStream {
             at,
             has_gap: self.gap_ns.is_some(),
-            older: self.older,
+            older_until_ns: self.older_until_ns,
             pause: self.decoder.pause()?,
         })
     }
@@ -103,7 +99,7 @@ impl Stream {
         self.seen = resting.at;
         self.overtaken_ns = None;
         self.gap_ns = resting.has_gap.then_some(resting.at.last_ns);
-        self.older = resting.older;
+        self.older_until_ns = resting.older_until_ns;
         self.arrival = None;
     }
 
@@ -143,10 +139,9 @@ impl Stream {
     /// Whether all that moved before `at_ns` was sent before the connection was first seen: nothing
     /// was seen until then, or the rest of a message that had begun.
     pub(crate) fn is_older_at(&self, at_ns: u64) -> bool {
-        match self.older {
-            Older::Unknown => self.seen.offset_bytes == 0,
-            Older::Still => true,
-            Older::Until(first_ns) => at_ns < first_ns,
+        match self.older_until_ns {
+            OLDER_UNKNOWN => self.seen.offset_bytes == 0,
+            until_ns => at_ns < until_ns,
         }
     }
 
@@ -165,10 +160,10 @@ impl Stream {
         let before = piece.len_bytes();
         let is_captured = matches!(piece.content, Content::Captured(_));
         if self.position_bytes == 0 && before > 0 && is_captured {
-            self.older = if self.decoder.is_out_of_step() {
-                Older::Still
+            self.older_until_ns = if self.decoder.is_out_of_step() {
+                OLDER_STILL
             } else {
-                Older::Until(piece.time_ns)
+                piece.time_ns
             };
         }
         let event = self.decoder.decode(piece);
@@ -179,8 +174,8 @@ impl Stream {
         }
         match &event {
             Some(Event::End { .. }) => self.overtaken_ns = None,
-            Some(Event::Head(head)) if self.older == Older::Still => {
-                self.older = Older::Until(head.first_ns);
+            Some(Event::Head(head)) if self.older_until_ns == OLDER_STILL => {
+                self.older_until_ns = head.first_ns;
             }
             _ => {}
         }

@@ -301,7 +301,8 @@ impl Equivalent<Key> for KeyRef<'_> {
 
 #[derive(Default)]
 struct Table {
-    windows: HashMap<Key, Window>,
+    /// Boxed: a table has twice the places that it needs at times, and a window is large.
+    windows: HashMap<Key, Box<Window>>,
 }
 
 impl Table {
