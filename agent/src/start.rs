@@ -22,7 +22,7 @@ use crate::http;
 use crate::kernel_side::{self, KernelSide};
 use crate::probes::attach::{Attached, ProbeReport, attach};
 use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS};
-use crate::probes::maps::{Connections, KernelLosses};
+use crate::probes::maps::{ClusterEndpoints, Connections, KernelLosses};
 use crate::probes::mounts;
 use crate::probes::programs::Programs;
 use crate::probes::ring::Ring;
@@ -52,6 +52,7 @@ const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) fn load_options(config: &Config) -> LoadOptions {
     LoadOptions {
         capture_bytes: config.capture.bytes,
+        body_bytes: config.elasticsearch.body_bytes,
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
@@ -161,11 +162,15 @@ pub(crate) fn share(
         ),
     };
     let kernel = Arc::new(kernel);
+    let kernel_clusters = match config.elasticsearch.body_bytes {
+        0 => None,
+        _ => Some(ClusterEndpoints::take(&mut loaded.ebpf)?),
+    };
     let shared = Arc::new(Shared {
         processes: Arc::clone(processes),
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
-        clusters: Clusters::new(&config.elasticsearch.endpoints),
+        clusters: Clusters::new(&config.elasticsearch.endpoints, kernel_clusters),
         older_sockets: OnceLock::new(),
         kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
         losses: metrics.losses.clone(),

@@ -70,7 +70,7 @@ impl Setup {
             processes: Arc::new(ProcessTable::default()),
             selection: Selection::new(&config.targets).expect("no patterns"),
             routes: Routes::new(&config.routes).expect("no templates"),
-            clusters: Clusters::new(&[]),
+            clusters: Clusters::new(&[], None),
             older_sockets: OnceLock::new(),
             kernel: Arc::new(NoMaps),
             losses: metrics.losses.clone(),
@@ -115,6 +115,13 @@ pub struct Wire {
 impl Wire {
     /// Tells a worker of a new connection on which requests go in that direction.
     pub fn open(tracker: &mut Tracker, id: u64, requests: Direction) -> Self {
+        let wire = Self::new(id, requests);
+        tracker.handle(&wire.record);
+        wire
+    }
+
+    /// A new connection of which nobody was told; its record is [`Self::last_record`].
+    pub fn new(id: u64, requests: Direction) -> Self {
         let mut wire = Self {
             id,
             requests,
@@ -136,8 +143,12 @@ impl Wire {
         for _ in 0..2 {
             record.extend([127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         }
-        tracker.handle(record);
         wire
+    }
+
+    /// What was told last.
+    pub fn last_record(&self) -> Vec<u8> {
+        self.record.clone()
     }
 
     /// A request and its answer, as the kernel side tells of small ones: a record each.

@@ -176,6 +176,9 @@ pub struct Config {
     pub agent_pid: u32,
     /// Bytes captured from the start of each message, at most [`MAX_CAPTURE_BYTES`].
     pub capture_bytes: u32,
+    /// Bytes captured of a body beyond that, on connections to clusters: 0, or more than
+    /// [`MAX_CAPTURE_BYTES`], for the last record's worth is not.
+    pub body_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
     /// Scratch records a CPU: one for each program of the tap.
