@@ -22,8 +22,7 @@ use crate::probes::programs::Programs;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::python::PythonProcesses;
-use crate::profiler::{Continuous, Profiler};
+use crate::profiler::{Continuous, Interpreters, Profiler};
 use crate::push::Push;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
@@ -179,7 +178,7 @@ pub(crate) fn profile_routes(
     metrics: &SelfMetrics,
     health: &Health,
     host_name: &Arc<str>,
-) -> Result<(Router, Option<Push>, PythonProcesses), AgentError> {
+) -> Result<(Router, Option<Push>, Interpreters), AgentError> {
     match Sampler::new(&mut loaded.ebpf, &loaded.btf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
@@ -189,9 +188,9 @@ pub(crate) fn profile_routes(
                 .map_err(|error| AgentError::System("cannot start the profiler", error))?;
             let push = &config.profile.push;
             let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
-            let python = profiler.python().clone();
+            let interpreters = profiler.interpreters().clone();
             let router = http::profile::router(Some(profiler), config.profile.clone());
-            Ok((router, push, python))
+            Ok((router, push, interpreters))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -201,7 +200,7 @@ pub(crate) fn profile_routes(
                 format!("no CPU profiles: {error}"),
             );
             let router = http::profile::router(None, config.profile.clone());
-            Ok((router, None, PythonProcesses::default()))
+            Ok((router, None, Interpreters::default()))
         }
     }
 }

@@ -8,6 +8,7 @@ use aya::Pod;
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError};
 use ebpf_common::python::PythonProcess;
 use ebpf_common::unwind::{RowBlock, UnwindMapping, UnwindProcess, UnwindRule};
+use ebpf_common::v8::V8Layout;
 
 use super::sampler::SamplerError;
 
@@ -18,6 +19,7 @@ pub struct UnwindMaps {
     rules: MapData,
     mappings: MapData,
     python: MapData,
+    v8: MapData,
     processes: BpfHashMap<MapData, u32, UnwindProcess>,
 }
 
@@ -37,6 +39,7 @@ impl UnwindMaps {
             rules: array("UNWIND_RULES")?,
             mappings: array("UNWIND_MAPPINGS")?,
             python: array("PYTHON_PROCESSES")?,
+            v8: array("V8_LAYOUTS")?,
             processes: ebpf
                 .take_map("UNWIND_PROCESSES")
                 .ok_or(SamplerError::Missing("UNWIND_PROCESSES"))?
@@ -82,6 +85,14 @@ impl UnwindMaps {
     /// The kernel's answer.
     pub fn set_python(&self, index: u32, process: PythonProcess) -> io::Result<()> {
         update(&self.python, &[index], &[process])
+    }
+
+    /// Says where the V8 of element `index` keeps its functions.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_v8(&self, index: u32, layout: V8Layout) -> io::Result<()> {
+        update(&self.v8, &[index], &[layout])
     }
 
     /// Makes a process known; from now on it is walked by its rows.
