@@ -22,6 +22,7 @@ use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
+use crate::kernel_side::{self, KernelSide};
 use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
@@ -136,19 +137,22 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
     // Workers: ring → decode → Connection → Observation → sinks.
     let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
-    let shared = Arc::new(Shared {
-        processes: Arc::clone(&processes),
+    let kernel = Arc::new(kernel_side::Programs {
+        connections: Connections::take(&mut loaded.ebpf)?,
+        losses: KernelLosses::share(&loaded.ebpf)?,
         process_events: ProcessEvents::new(
             process_ring,
             Arc::clone(&processes),
             metrics.losses.clone(),
         ),
+    });
+    let shared = Arc::new(Shared {
+        processes: Arc::clone(&processes),
         selection: Selection::new(&config.targets)?,
         routes: Routes::new(&config.routes)?,
         clusters: Clusters::new(&config.elasticsearch.endpoints),
         older_sockets: OnceLock::new(),
-        kernel_losses: KernelLosses::share(&loaded.ebpf)?,
-        kernel: Connections::take(&mut loaded.ebpf)?,
+        kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
         losses: metrics.losses.clone(),
         exchanges: metrics.exchanges.clone(),
         ticks: Ticks::of_kernel(),
@@ -200,7 +204,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     );
 
     // Serve until told to end.
-    let housekeeping = tokio::spawn(keep_house(Arc::clone(&shared), clock.clone()));
+    let housekeeping = tokio::spawn(keep_house(kernel, Arc::clone(&processes), clock.clone()));
     let cluster_poll = cluster_poll::start(
         &config.elasticsearch.poll,
         prometheus.clone(),
@@ -251,19 +255,23 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 }
 
 /// What has to be done now and then, apart from the workers.
-async fn keep_house(shared: Arc<Shared>, clock: Clock) {
+async fn keep_house(
+    kernel: Arc<kernel_side::Programs>,
+    processes: Arc<ProcessTable>,
+    clock: Clock,
+) {
     let mut timer = tokio::time::interval(HOUSEKEEPING);
     loop {
         timer.tick().await;
         clock.refresh();
-        let shared = Arc::clone(&shared);
+        let (kernel, processes) = (Arc::clone(&kernel), Arc::clone(&processes));
         // Reads /proc: not for a thread of the runtime.
         let work = tokio::task::spawn_blocking(move || {
-            shared.process_events.drain();
-            shared.processes.scan();
+            kernel.process_events.drain();
+            processes.scan();
             let silent_ns = HOUSEKEEPING.as_nanos() as u64;
-            shared
-                .kernel
+            kernel
+                .connections
                 .forget_dead_unix_sockets(monotonic_ns(), silent_ns);
         });
         if let Err(error) = work.await {

@@ -126,7 +126,7 @@ pub fn check(tap: Tap) -> Report {
 
 fn check_programs(report: &mut Report, loaded: &mut Loaded) {
     let attached = attach::try_out(loaded);
-    for (tap, refused) in attached.refused {
+    if let Some((tap, refused)) = attached.refused {
         let (program, reason) = (refused.probe.program, refused.reason());
         let detail = format!("the kernel refuses {program} ({reason})");
         report.add(format!("tap {}", tap.as_str()), Verdict::Fallback, detail);
@@ -137,11 +137,7 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
             "fentry: the ends of the kernel's own functions",
         ),
         TapVariant::Socket => (Verdict::Ok, "socket: sock_send_length and sock_recv_length"),
-        TapVariant::SocketPlain => (
-            Verdict::Fallback,
-            "socket: of pipelines and long heads, only the first capture.bytes are seen",
-        ),
-        TapVariant::Walk | TapVariant::WalkPlain => (
+        TapVariant::Walk => (
             Verdict::Fallback,
             "walk: sys_exit, from the descriptor to the socket; every system call pays for it",
         ),

@@ -5,23 +5,23 @@ use std::sync::Arc;
 
 use ebpf_common::connection::{ConnectionOpened, ConnectionState, family};
 use hashbrown::HashMap;
-use protocol::{Connection, Limits};
+use protocol::{Connection, Limits, Resting};
 
-use crate::observation::{Delivery, Endpoint};
+use crate::observation::Endpoint;
 use crate::process::Process;
 use crate::routes::ServiceRoutes;
 use crate::self_metrics::Counted;
 
-/// A connection as its worker follows it.
+/// Connections that are not in use and keep their memory for those that wake next, a worker. As many
+/// as commonly have an exchange under way at the same moment.
+const MAX_SPARES: usize = 64;
+
+/// A connection as its worker knows it, whether something is under way or not.
 pub struct Tracked {
-    /// What was understood of its bytes.
-    pub connection: Connection,
     /// Address of the kernel's `struct sock`.
     pub socket: u64,
-    /// The process's own end.
-    pub local: Endpoint,
-    /// The other end.
-    pub remote: Endpoint,
+    /// Where it leads.
+    pub ends: Ends,
     /// The process that moved the last bytes.
     pub process: Arc<Process>,
     /// Whether the configuration selects that process.
@@ -30,37 +30,43 @@ pub struct Tracked {
     pub routes: Option<ServiceRoutes>,
     /// When it last moved bytes: `CLOCK_MONOTONIC`, nanoseconds.
     pub last_ns: u64,
-    /// Its exchanges in flight, as the gauges count them.
-    pub counted: Counted,
     /// What was known of clusters when this connection last asked.
     pub clusters_generation: u64,
     /// Whether the process table was told what it speaks.
     pub noted: bool,
     /// The exchange whose answer was the last to end, until it is known when it had been delivered.
-    pub answered: Option<Delivery>,
+    pub answered: Option<Answered>,
     /// Directions that have ended, as [`ebpf_common::connection::closed`].
     pub closed: u8,
 }
 
+/// What is told of an answer when it has been delivered, but whose it was.
+pub struct Answered {
+    /// `http.route` of the exchange.
+    pub route: Arc<str>,
+    /// Its method.
+    pub method: &'static str,
+}
+
+/// What a connection has while something of it is under way.
+pub struct Awake {
+    /// What is understood of its bytes.
+    pub connection: Connection,
+    /// Its exchanges in flight, as the gauges count them.
+    pub counted: Counted,
+}
+
 impl Tracked {
-    /// A connection that nothing was understood of yet.
+    /// A connection that has had no exchange yet.
     #[must_use]
-    pub fn new(
-        origin: &Origin,
-        process: Arc<Process>,
-        selected: bool,
-        limits: Arc<Limits>,
-    ) -> Self {
+    pub fn new(origin: &Origin, process: Arc<Process>, selected: bool) -> Self {
         Self {
-            connection: Connection::new(limits),
             socket: origin.socket,
-            local: origin.local,
-            remote: origin.remote,
+            ends: origin.ends,
             process,
             selected,
             routes: None,
             last_ns: origin.opened_ns,
-            counted: Counted::default(),
             clusters_generation: 0,
             noted: false,
             answered: None,
@@ -75,10 +81,8 @@ impl Tracked {
 pub struct Origin {
     /// Address of the kernel's `struct sock`.
     pub socket: u64,
-    /// The process's own end.
-    pub local: Endpoint,
-    /// The other end.
-    pub remote: Endpoint,
+    /// The process's end and the other one.
+    pub ends: Ends,
     /// The process that brought it to notice.
     pub pid: u32,
     /// When that was.
@@ -91,8 +95,11 @@ impl From<&ConnectionOpened> for Origin {
     fn from(opened: &ConnectionOpened) -> Self {
         Self {
             socket: opened.socket,
-            local: endpoint(opened.family, opened.local_address, opened.local_port),
-            remote: endpoint(opened.family, opened.remote_address, opened.remote_port),
+            ends: Ends {
+                family: opened.family,
+                ports: [opened.local_port, opened.remote_port],
+                addresses: [opened.local_address, opened.remote_address],
+            },
             pid: opened.pid,
             opened_ns: opened.time_ns,
             inode: Some(opened.inode),
@@ -104,16 +111,41 @@ impl Origin {
     /// From the kernel's own record of the connection on `socket`.
     #[must_use]
     pub fn of_state(socket: u64, state: &ConnectionState) -> Self {
-        let [local_port, remote_port] = state.ports;
-        let [local, remote] = state.addresses;
         Self {
             socket,
-            local: endpoint(state.family.into(), local, local_port),
-            remote: endpoint(state.family.into(), remote, remote_port),
+            ends: Ends {
+                family: state.family.into(),
+                ports: state.ports,
+                addresses: state.addresses,
+            },
             pid: state.pid,
             opened_ns: state.opened_ns,
             inode: None,
         }
+    }
+}
+
+/// The two ends of a connection as the kernel side tells of them, in half the room of their
+/// [`Endpoint`]s.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    family: u16,
+    /// The process's own, the other one's.
+    ports: [u16; 2],
+    addresses: [[u8; 16]; 2],
+}
+
+impl Ends {
+    /// The process's own end.
+    #[must_use]
+    pub fn local(&self) -> Endpoint {
+        endpoint(self.family, self.addresses[0], self.ports[0])
+    }
+
+    /// The other end.
+    #[must_use]
+    pub fn remote(&self) -> Endpoint {
+        endpoint(self.family, self.addresses[1], self.ports[1])
     }
 }
 
@@ -134,32 +166,90 @@ fn endpoint(family: u16, address: [u8; 16], port: u16) -> Endpoint {
     }
 }
 
-/// Tracked connections by their id; bounded.
+/// Tracked connections by their id; bounded. Most are idle most of the time, and there are many: only
+/// those with something under way have a [`Connection`].
 pub struct Connections {
     /// Boxed: two of five places are empty, and a table that grows is there twice.
-    by_id: HashMap<u64, Box<Tracked>>,
+    by_id: HashMap<u64, Box<Entry>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they come from an entry and go into one, as they are"
+    )]
+    spares: Vec<Box<Awake>>,
+    limits: Arc<Limits>,
     capacity: usize,
+}
+
+struct Entry {
+    tracked: Tracked,
+    state: State,
+}
+
+/// What an idle connection takes, beside its place in the table.
+const _: () = assert!(size_of::<Entry>() <= 248);
+
+enum State {
+    Resting(Resting),
+    Awake(Box<Awake>),
 }
 
 impl Connections {
     /// An empty table for at most `capacity` connections.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(limits: Arc<Limits>, capacity: usize) -> Self {
         Self {
             by_id: HashMap::new(),
+            spares: Vec::new(),
+            limits,
             capacity: capacity.max(1),
         }
     }
 
-    /// The connection `id`.
+    /// What is known of the connection `id`.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Tracked> {
-        self.by_id.get_mut(&id).map(Box::as_mut)
+        self.by_id.get_mut(&id).map(|entry| &mut entry.tracked)
     }
 
-    /// The connection `id`, to look at.
+    /// The same, to look at.
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Tracked> {
-        self.by_id.get(&id).map(Box::as_ref)
+        self.by_id.get(&id).map(|entry| &entry.tracked)
+    }
+
+    /// The connection `id`, for something that happens to it. [`Self::settle`] comes after.
+    pub fn wake(&mut self, id: u64) -> Option<(&mut Tracked, &mut Awake)> {
+        let entry = &mut **self.by_id.get_mut(&id)?;
+        if let State::Resting(resting) = &mut entry.state {
+            let mut awake = self.spares.pop().unwrap_or_else(|| {
+                Box::new(Awake {
+                    connection: Connection::new(Arc::clone(&self.limits)),
+                    counted: Counted::default(),
+                })
+            });
+            awake.connection.resume(std::mem::take(resting));
+            entry.state = State::Awake(awake);
+        }
+        match &mut entry.state {
+            State::Awake(awake) => Some((&mut entry.tracked, awake)),
+            State::Resting(_) => None,
+        }
+    }
+
+    /// Lets the connection `id` rest, if nothing of it is under way any more.
+    pub fn settle(&mut self, id: u64) {
+        let Some(entry) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        let State::Awake(awake) = &mut entry.state else {
+            return;
+        };
+        if let Some(resting) = awake.connection.rest()
+            && let State::Awake(spare) =
+                std::mem::replace(&mut entry.state, State::Resting(resting))
+            && self.spares.len() < MAX_SPARES
+        {
+            self.spares.push(spare);
+        }
     }
 
     /// Whether one more needs another one to go first.
@@ -174,13 +264,14 @@ impl Connections {
     pub fn oldest_of_some(&self) -> Option<u64> {
         const LOOKED_AT: usize = 64;
         let some = self.by_id.iter().take(LOOKED_AT);
-        some.min_by_key(|(_, tracked)| tracked.last_ns)
+        some.min_by_key(|(_, entry)| entry.tracked.last_ns)
             .map(|(&id, _)| id)
     }
 
     /// Takes a connection in.
-    pub fn insert(&mut self, id: u64, tracked: Tracked) {
-        self.by_id.insert(id, Box::new(tracked));
+    pub fn insert(&mut self, id: u64, tracked: Tracked, resting: Resting) {
+        let state = State::Resting(resting);
+        self.by_id.insert(id, Box::new(Entry { tracked, state }));
     }
 
     /// Takes a connection out.
@@ -190,8 +281,13 @@ impl Connections {
 
     /// Ids and sockets of the connections that `wanted` names.
     pub fn select(&self, wanted: impl Fn(&Tracked) -> bool) -> Vec<(u64, u64)> {
-        let chosen = self.by_id.iter().filter(|(_, tracked)| wanted(tracked));
-        chosen.map(|(&id, tracked)| (id, tracked.socket)).collect()
+        let chosen = self
+            .by_id
+            .iter()
+            .filter(|(_, entry)| wanted(&entry.tracked));
+        chosen
+            .map(|(&id, entry)| (id, entry.tracked.socket))
+            .collect()
     }
 
     /// Every id.

@@ -13,6 +13,7 @@ pub mod connections;
 pub mod decode;
 pub mod health;
 pub mod http;
+pub mod kernel_side;
 pub mod logging;
 pub mod observation;
 pub mod older_sockets;

@@ -246,7 +246,7 @@ pub(crate) fn report_probes(attached: &Attached, health: &Health) {
             }
         }
     }
-    for (tap, ProbeReport { probe, result }) in &attached.refused {
+    if let Some((tap, ProbeReport { probe, result })) = &attached.refused {
         let error = result.as_ref().err().map(tracing::field::display);
         tracing::info!(
             tap = tap.as_str(),

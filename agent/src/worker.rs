@@ -59,15 +59,16 @@ impl Worker {
         let mut records = 0;
         while !self.shared.stop.load(Ordering::Acquire) {
             std::thread::sleep(rest(records));
-            self.shared.process_events.drain();
+            self.shared.kernel.drain_process_events();
             // A cursor is only read before the ring is emptied: then every record of the bytes
             // below it has been handled when it is applied.
             let awaited: Vec<_> = self
                 .tracker
                 .awaited()
-                .map(|(id, socket)| (id, self.shared.kernel.get(socket, id)))
+                .map(|(id, socket)| (id, self.shared.kernel.connection(socket, id)))
                 .collect();
             records = self.drain();
+            self.tracker.end_round();
             for (id, state) in awaited {
                 match state {
                     Some(state) => self.tracker.handle_progress(id, state.cursors),
@@ -99,7 +100,7 @@ impl Worker {
         }
         self.next_sweep_ns = now_ns + SWEEP_NS;
         for (id, socket) in self.tracker.silent_since(now_ns.saturating_sub(SILENT_NS)) {
-            if self.shared.kernel.get(socket, id).is_none() {
+            if self.shared.kernel.connection(socket, id).is_none() {
                 self.tracker.close_unseen(id);
             }
         }

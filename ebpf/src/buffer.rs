@@ -153,16 +153,15 @@ impl UserBuffer {
         }
     }
 
-    /// The first eight bytes, or zero. Unless `REST` (see `segment::handle`), they are looked for in
-    /// the first piece alone.
+    /// The first eight bytes, or zero.
     #[inline(always)]
-    pub fn first_word<const REST: bool>(&self, scratch: *mut Scratch) -> u64 {
+    pub fn first_word(&self, scratch: *mut Scratch) -> u64 {
         let base = if self.pieces == 0 {
             self.base
         } else {
             // SAFETY: this CPU's scratch record.
             let [base, len] = unsafe { (*scratch).vector[0] };
-            if REST && len < 8 {
+            if len < 8 {
                 return first_bytes(self.pieces, scratch);
             }
             base
@@ -175,7 +174,7 @@ impl UserBuffer {
     #[inline(always)]
     pub fn capture(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
         if self.pieces != 0 {
-            return self.capture_vector::<false>(0, total, want, scratch);
+            return self.capture_vector(total, want, scratch);
         }
         self.capture_piece(0, total, want, scratch)
     }
@@ -199,77 +198,114 @@ impl UserBuffer {
         }
     }
 
-    /// Walks the vector. What one step hands to the next lives in the scratch record: the verifier
-    /// knows nothing of a map's contents, so that all steps look alike to it and are verified once.
+    /// Walks the vector from its beginning.
     #[inline(always)]
-    fn capture_vector<const SKIPS: bool>(
-        &self,
-        skip: u64,
-        total: u64,
-        want: u32,
-        scratch: *mut Scratch,
-    ) -> Captured {
-        // SAFETY: this CPU's scratch record; see `Scratch`.
-        let walk = unsafe { &raw mut (*scratch).walk };
-        // SAFETY: as above, for every access to `walk` below.
-        unsafe {
-            walk.write_volatile(VectorWalk {
-                left: total - skip,
-                skip,
-                end: 0,
-                last: 0,
-                room: want,
-                copied: 0,
-            })
-        };
+    fn capture_vector(&self, total: u64, want: u32, scratch: *mut Scratch) -> Captured {
+        begin_walk(scratch, 0, total, want);
         let mut fault = false;
         let mut index = 0;
         while index < MAX_VECTOR {
             if index >= self.pieces {
                 break;
             }
-            // SAFETY: as above.
-            let [mut base, mut len] = unsafe { (*scratch).vector[index as usize] };
-            // SAFETY: as above.
-            let mut at = unsafe { walk.read_volatile() };
-            if SKIPS {
-                let skipped = if len < at.skip { len } else { at.skip };
-                at.skip -= skipped;
-                base += skipped;
-                len -= skipped;
-            }
-            let used = if len < at.left { len } else { at.left };
-            let piece = if used < u64::from(at.room) {
-                used as u32
-            } else {
-                at.room
-            };
-            if piece > 0 && !copy(scratch, at.copied, piece, base) {
-                fault = true;
-                break;
-            }
-            at.copied += piece;
-            at.room -= piece;
-            at.left -= used;
-            if used > 0 {
-                at.end = base + used;
-                at.last = used;
-            }
-            // SAFETY: as above.
-            unsafe { walk.write_volatile(at) };
-            if at.left == 0 {
+            let step = capture_next::<false>(scratch, index);
+            if step != STEP {
+                fault = step == FAULT;
                 break;
             }
             index += 1;
         }
+        walked(scratch, fault)
+    }
+}
+
+/// What becomes of a step from one piece of a vector to the next.
+const STEP: u32 = 0;
+const LAST: u32 = 1;
+const FAULT: u32 = 2;
+
+/// Begins a walk through the vector in the scratch record. What one step hands to the next lives there
+/// too: the verifier knows nothing of a map's contents, so that all steps look alike to it.
+#[inline(always)]
+fn begin_walk(scratch: *mut Scratch, skip: u64, total: u64, want: u32) {
+    let walk = VectorWalk {
+        left: total - skip,
+        skip,
+        end: 0,
+        last: 0,
+        room: want,
+        copied: 0,
+    };
+    // SAFETY: this CPU's scratch record; see `Scratch`.
+    unsafe { (&raw mut (*scratch).walk).write_volatile(walk) };
+}
+
+/// Captures of piece `index` what is wanted of it. `SKIPS`: some pieces may be passed over first.
+#[inline(always)]
+fn capture_next<const SKIPS: bool>(scratch: *mut Scratch, index: u64) -> u32 {
+    // SAFETY: this CPU's scratch record; the callers check the index.
+    let ([mut base, mut len], walk) =
+        unsafe { ((*scratch).vector[index as usize], &raw mut (*scratch).walk) };
+    // A member at a time: the whole of it would be kept on the stack.
+    // SAFETY: as above, for every access to them.
+    let (left_at, room_at, copied_at) = unsafe {
+        (
+            &raw mut (*walk).left,
+            &raw mut (*walk).room,
+            &raw mut (*walk).copied,
+        )
+    };
+    if SKIPS {
         // SAFETY: as above.
-        let at = unsafe { walk.read_volatile() };
-        Captured {
-            len: at.copied,
-            end: if at.left == 0 { at.end } else { 0 },
-            last: at.last,
-            fault,
+        let skip_at = unsafe { &raw mut (*walk).skip };
+        // SAFETY: as above.
+        let skip = unsafe { skip_at.read_volatile() };
+        let skipped = if len < skip { len } else { skip };
+        // SAFETY: as above.
+        unsafe { skip_at.write_volatile(skip - skipped) };
+        base += skipped;
+        len -= skipped;
+    }
+    // SAFETY: as above.
+    let (left, room, copied) = unsafe {
+        (
+            left_at.read_volatile(),
+            room_at.read_volatile(),
+            copied_at.read_volatile(),
+        )
+    };
+    let used = if len < left { len } else { left };
+    let piece = if used < u64::from(room) {
+        used as u32
+    } else {
+        room
+    };
+    if piece > 0 && !copy(scratch, copied, piece, base) {
+        return FAULT;
+    }
+    // SAFETY: as above.
+    unsafe {
+        copied_at.write_volatile(copied + piece);
+        room_at.write_volatile(room - piece);
+        left_at.write_volatile(left - used);
+        if used > 0 {
+            (&raw mut (*walk).end).write_volatile(base + used);
+            (&raw mut (*walk).last).write_volatile(used);
         }
+    }
+    if left == used { LAST } else { STEP }
+}
+
+/// What a walk has captured.
+#[inline(always)]
+fn walked(scratch: *mut Scratch, fault: bool) -> Captured {
+    // SAFETY: this CPU's scratch record.
+    let at = unsafe { (&raw const (*scratch).walk).read_volatile() };
+    Captured {
+        len: at.copied,
+        end: if at.left == 0 { at.end } else { 0 },
+        last: at.last,
+        fault,
     }
 }
 
@@ -281,24 +317,42 @@ pub extern "C" fn capture_from(index: u32, skip: u64, total: u64, want: u32) -> 
     let Some(scratch) = scratch_at(index) else {
         return 0;
     };
-    // SAFETY: this CPU's scratch record.
-    let UserBuffer { base, pieces } = unsafe {
-        let rest = &(*scratch).rest;
-        UserBuffer {
-            base: rest.base,
-            pieces: rest.pieces,
-        }
-    };
     if want > MAX_CAPTURE_BYTES {
         return 0;
     }
-    let buffer = UserBuffer { base, pieces };
-    let captured = if pieces == 0 {
-        buffer.capture_piece(skip, total, want, scratch)
-    } else {
-        buffer.capture_vector::<true>(skip, total, want, scratch)
-    };
-    if captured.fault { 0 } else { captured.len }
+    // SAFETY: this CPU's scratch record.
+    let (base, pieces) = unsafe { ((*scratch).rest.base, (*scratch).rest.pieces) };
+    if pieces == 0 {
+        let buffer = UserBuffer { base, pieces };
+        return buffer.capture_piece(skip, total, want, scratch).len;
+    }
+    begin_walk(scratch, skip, total, want);
+    let mut piece = 0;
+    while piece < MAX_VECTOR as u32 {
+        if u64::from(piece) >= pieces {
+            break;
+        }
+        let step = capture_next_of(index, piece);
+        if step == FAULT {
+            return 0;
+        }
+        if step == LAST {
+            break;
+        }
+        piece += 1;
+    }
+    walked(scratch, false).len
+}
+
+/// A step of [`capture_from`], which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn capture_next_of(index: u32, piece: u32) -> u32 {
+    let piece = core::hint::black_box(u64::from(piece));
+    match scratch_at(index) {
+        Some(scratch) if piece < MAX_VECTOR => capture_next::<true>(scratch, piece),
+        _ => FAULT,
+    }
 }
 
 /// The first eight bytes of the vector in a scratch record, of which the first piece has fewer.

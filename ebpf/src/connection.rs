@@ -1,6 +1,9 @@
 //! The connection map: how a socket enters it and leaves it.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+};
 use ebpf_common::{
     RecordKind,
     config::MISSING,
@@ -111,9 +114,13 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     state.opened_ns = opened.time_ns;
     state.arrived_ns = queue::take_first_arrival(sock);
 
-    if CONNECTIONS.insert(sock, &*state, 0).is_err() {
-        count_loss(LossReason::ConnectionsFull);
-        return None;
+    if CONNECTIONS.insert(sock, &*state, u64::from(BPF_NOEXIST)).is_err() {
+        // Another thread of the process may have moved bytes at the same time, and been first.
+        let others = CONNECTIONS.get_ptr_mut(sock);
+        if others.is_none() {
+            count_loss(LossReason::ConnectionsFull);
+        }
+        return others;
     }
     send(
         state.ring,

@@ -28,7 +28,8 @@ use crate::{
     connection::get_or_open,
     kernel::{is_followed, load, read},
     maps::{Scratch, config, count_loss, scratch},
-    segment::{Segment, handle, is_of_interest},
+    rest::finish,
+    segment::{Left, NOTHING, Segment, handle, is_of_interest},
     tap::receive_ended,
 };
 
@@ -56,7 +57,7 @@ macro_rules! programs {
         #[fexit]
         pub fn $name(ctx: FExitContext) -> i32 {
             let flags: fn(&FExitContext) -> u32 = $flags;
-            returned(ctx.as_ptr(), $slot, ctx.arg($result), flags(&ctx))
+            finish(returned(ctx.as_ptr(), $slot, ctx.arg($result), flags(&ctx)))
         }
     )* };
 }
@@ -85,9 +86,9 @@ struct Call {
 }
 
 /// The function of program number `slot` has returned bytes or `-errno`; `flags` are `MSG_*`. A
-/// function of its own, so that the programs share its code.
+/// function of its own, which the programs share: see [`handle`].
 #[inline(never)]
-fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
+fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> Left {
     let ctx = FExitContext::new(context);
     let is_egress = slot & 1 == Direction::Egress as u32;
     let call = if slot < SPLICE_READ {
@@ -96,19 +97,19 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
         pages_moved(ctx.arg(0))
     };
     if !is_followed(call.family, call.socket_type) || flags & NOT_CONSUMED != 0 {
-        return 0;
+        return NOTHING;
     }
     if (bpf_get_current_pid_tgid() >> 32) as u32 == config().agent_pid {
-        return 0;
+        return NOTHING;
     }
     if result <= 0 {
         if !is_egress {
             receive_ended(call.sock, result);
         }
-        return 0;
+        return NOTHING;
     }
     let Some(scratch) = scratch(slot) else {
-        return 0;
+        return NOTHING;
     };
     // SAFETY: this program's scratch, for every access to `buffer`.
     let buffer = unsafe { &raw mut (*scratch).buffer };
@@ -125,7 +126,7 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
             // SAFETY: the map's own element, which was looked up just now.
             unsafe { (*state).copied_seq = read(call.sock, config().offsets.tcp_copied_seq) };
         }
-        handle::<false>(&Segment {
+        return handle(&Segment {
             socket: call.sock,
             state,
             // Asked for again rather than kept: stack is scarce.
@@ -144,7 +145,7 @@ fn returned(context: *mut c_void, slot: u32, result: i32, flags: u32) -> i32 {
             scratch,
         });
     }
-    0
+    NOTHING
 }
 
 /// A message went through a socket.

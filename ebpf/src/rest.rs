@@ -10,14 +10,14 @@
 
 use ebpf_common::{
     config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
-    connection::{ConnectionState, Direction, data_flags, kept, protocol_state},
+    connection::{ConnectionState, Cursor, Direction, data_flags, kept, protocol_state},
 };
 
 use crate::{
     buffer::{capture_from, last_bytes},
     detect,
     maps::{CONNECTIONS, Scratch, scratch_at},
-    segment::{CHUNKED_END, MAX_HEAD_BYTES, send_captured},
+    segment::{CHUNKED_END, Left, MAX_HEAD_BYTES, NOTHING, send_captured},
 };
 
 /// Longest head that is looked through, in words.
@@ -47,13 +47,23 @@ enum Follows {
     Message,
 }
 
+/// Does what `segment::handle` has left to do. For a program's outermost function, whose stack is all
+/// but empty.
+#[inline(always)]
+pub fn finish(left: Left) -> i32 {
+    if left != NOTHING {
+        send_beyond(left - 1);
+    }
+    0
+}
+
 /// Sends the record of the segment in the scratch, of which not all is captured or with which the
 /// run's budget is all but spent; more records where it holds more messages; and one of its end where
-/// a chunked body may end with it. Returns what is left of the budget. A function that the verifier
-/// looks at by itself.
+/// a chunked body may end with it. Moves the cursor over the segment then. A function that the
+/// verifier looks at by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn send_beyond(index: u32) -> u32 {
+extern "C" fn send_beyond(index: u32) -> u32 {
     let Some(scratch) = scratch_at(index) else {
         return 0;
     };
@@ -128,13 +138,24 @@ pub extern "C" fn send_beyond(index: u32) -> u32 {
         tail = joined(old_tail, word.swap_bytes() >> (64 - 8 * bytes), len);
     }
     state.kept = state.kept & !(7 << shift) | kept::pack(tail as u32) << shift;
-    if position >= len {
-        return budget;
+    if position < len {
+        budget = 0;
+        if may_end_body(tail) {
+            header.offset_bytes = rest.offset_bytes + position;
+            header.len_bytes = len - position;
+            send_tail(index, tail, len);
+        }
     }
-    if may_end_body(tail) {
-        header.offset_bytes = rest.offset_bytes + position;
-        header.len_bytes = len - position;
-        send_tail(index, tail, len, scratch);
+    let cursor = Cursor {
+        offset_bytes: rest.offset_bytes + len,
+        last_ns: header.time_ns,
+    };
+    if ingress {
+        state.cursors[0] = cursor;
+        state.budget_bytes[0] = budget;
+    } else {
+        state.cursors[1] = cursor;
+        state.budget_bytes[1] = budget;
     }
     0
 }
@@ -193,8 +214,12 @@ const fn may_end_body(tail: u64) -> bool {
 
 /// Sends the last bytes of a segment of `len` bytes: as many as tell a terminator from data, and of
 /// what may be trailer fields more.
-#[inline(always)]
-fn send_tail(index: u32, tail: u64, len: u64, scratch: *mut Scratch) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send_tail(index: u32, tail: u64, len: u64) -> u32 {
+    let Some(scratch) = scratch_at(index) else {
+        return 0;
+    };
     let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
     let most = if is_end { 8 } else { MAX_TAIL_BYTES };
     // SAFETY: this program's scratch.
@@ -211,6 +236,7 @@ fn send_tail(index: u32, tail: u64, len: u64, scratch: *mut Scratch) {
         known
     };
     send_record(index, header.captured_len);
+    0
 }
 
 /// Looks through the captured bytes, which begin with a message, of a segment of `len` bytes: 1 where

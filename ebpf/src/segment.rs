@@ -9,19 +9,18 @@ use ebpf_common::{
     RecordKind,
     config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
     connection::{
-        ConnectionState, Direction, NOT_AWAITED, SocketData, busy_ticks, data_flags, kept,
+        ConnectionState, Cursor, Direction, NOT_AWAITED, SocketData, busy_ticks, data_flags, kept,
         protocol_state,
     },
     loss::LossReason,
 };
 
 use crate::{
-    buffer::{Captured, UserBuffer, last_bytes},
+    buffer::{Captured, UserBuffer},
     delivery::busy_ticks,
     detect::{self, Beginning},
     log,
     maps::{Scratch, config, count_loss},
-    rest,
     ring::send,
 };
 
@@ -62,11 +61,19 @@ pub fn is_of_interest(state: *mut ConnectionState) -> bool {
     !matches!(protocol, protocol_state::OTHER | protocol_state::TLS)
 }
 
-/// Takes a segment in: captures what is wanted of it, and moves the cursor. `REST`: a segment may
-/// take more than one record (`rest.rs`), for which up to some kernel after 6.12 there is not enough
-/// stack.
+/// What is left to do for a segment when [`handle`] has returned: nothing, or one more than the number
+/// of the scratch record that `rest::send_beyond` needs. A number, as functions of BPF return.
+pub type Left = u32;
+
+/// Nothing.
+pub const NOTHING: Left = 0;
+
+/// Takes a segment in: captures what is wanted of it, sends it and moves the cursor. What may take
+/// more than one record is left to the program's outermost function: up to some kernel after 6.12 all
+/// functions that are under way share 512 bytes of stack, of which this one needs most.
 #[inline(always)]
-pub fn handle<const REST: bool>(segment: &Segment) {
+#[must_use]
+pub fn handle(segment: &Segment) -> Left {
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *segment.state };
     let scratch = segment.scratch;
@@ -74,17 +81,30 @@ pub fn handle<const REST: bool>(segment: &Segment) {
     let len = Scratch::forget(scratch, segment.len);
     let direction = Scratch::forget(scratch, segment.direction as u64) as u8;
     let ingress = direction == Direction::Ingress as u8;
-    let (mut cursor, opposite, mut budget) = if ingress {
+    let (cursor, opposite, mut budget) = if ingress {
         (state.cursors[0], state.cursors[1], state.budget_bytes[0])
     } else {
         (state.cursors[1], state.cursors[0], state.budget_bytes[1])
     };
-    cursor.offset_bytes += segment.read_past;
+    // All that is known by now, so that none of it waits on the stack.
+    // SAFETY: this program's scratch.
+    let header = unsafe { &mut (*scratch).header };
+    header.kind = RecordKind::SocketData as u8;
+    header.direction = direction;
+    header.connection_id = state.connection_id;
+    header.pid = (segment.thread >> 32) as u32;
+    header.tid = segment.thread as u32;
+    header.offset_bytes = cursor.offset_bytes + segment.read_past;
+    header.len_bytes = len;
+    header.time_ns = segment.time_ns;
+    header.previous_ns = cursor.last_ns;
+    header.opposite = opposite;
+    header.socket = segment.socket;
     let turned = state.last_direction != direction;
     let mut may_begin = turned;
     if !turned {
         // Within a run, only a look at the first bytes tells whether another message begins.
-        let first_word = buffer.first_word::<REST>(scratch);
+        let first_word = buffer.first_word(scratch);
         if detect::beginning(first_word) == Beginning::Message {
             may_begin = true;
             if !detect::is_response(first_word) {
@@ -119,7 +139,7 @@ pub fn handle<const REST: bool>(segment: &Segment) {
         if state.protocol == protocol_state::UNKNOWN
             && !note_beginning(state, captured, ingress, scratch)
         {
-            return;
+            return NOTHING;
         }
     }
     let mut arrived_ns = 0;
@@ -130,59 +150,21 @@ pub fn handle<const REST: bool>(segment: &Segment) {
             state.arrived_ns = 0;
         }
     }
-    arrived_ns = Scratch::forget(scratch, arrived_ns);
+    header.arrived_ns = arrived_ns;
     // Where a request begins, the answer before it has been acknowledged.
-    let busy_ticks = if turned && ingress && state.protocol != protocol_state::HTTP1_CLIENT {
-        Scratch::forget(
-            scratch,
-            u64::from(busy_ticks(segment.socket, u16::from(state.family))),
-        ) as u32
-    } else {
-        busy_ticks::UNASKED
-    };
-    // SAFETY: this program's scratch.
-    let header = unsafe { &mut (*scratch).header };
-    *header = SocketData {
-        kind: RecordKind::SocketData as u8,
-        direction,
-        flags: if captured.fault { data_flags::FAULT } else { 0 },
-        padding: 0,
-        captured_len: captured.len,
-        connection_id: state.connection_id,
-        pid: (segment.thread >> 32) as u32,
-        tid: segment.thread as u32,
-        offset_bytes: cursor.offset_bytes,
-        len_bytes: len,
-        time_ns: segment.time_ns,
-        previous_ns: cursor.last_ns,
-        opposite,
-        socket: segment.socket,
-        arrived_ns,
-        busy_ticks,
-        padding2: 0,
-    };
+    header.busy_ticks = busy_ticks::UNASKED;
+    if turned && ingress && state.protocol != protocol_state::HTTP1_CLIENT {
+        header.busy_ticks = busy_ticks(header.socket, u16::from(state.family));
+    }
+    header.flags = if captured.fault { data_flags::FAULT } else { 0 };
+    header.captured_len = captured.len;
     state.pid = header.pid;
     if captured.fault {
         count_loss(LossReason::ReadFault);
     }
-    cursor.last_ns = segment.time_ns;
     let whole = u64::from(want) == len;
     budget -= want;
-    if whole && budget >= NEARLY_SPENT {
-        // Common traffic ends here.
-        if want > 0 {
-            send_captured(state.ring, scratch, captured.len);
-            // SAFETY: the record's first bytes. They have arrived by now.
-            let first = unsafe { (&raw const (*scratch).bytes).cast::<u32>().read_volatile() };
-            if turned && first == u32::from_le_bytes(*b"GET ") {
-                // What else comes is the same head, or others.
-                budget = MAX_HEAD_BYTES;
-            }
-        }
-    } else if !REST {
-        let end = if captured.last >= 8 { captured.end } else { 0 };
-        budget = send_plain(state.ring, scratch, end, want, budget);
-    } else {
+    if !whole || budget < NEARLY_SPENT {
         // SAFETY: this program's scratch.
         let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
         (rest.base, rest.pieces) = buffer.parts();
@@ -192,9 +174,22 @@ pub fn handle<const REST: bool>(segment: &Segment) {
         rest.want = want;
         rest.budget = budget;
         rest.is_beginning = (begins >> 1) as u32;
-        budget = rest::send_beyond(index);
+        return index + 1;
     }
-    cursor.offset_bytes += len;
+    // Common traffic ends here.
+    if want > 0 {
+        send_captured(state.ring, scratch, captured.len);
+        // SAFETY: the record's first bytes. They have arrived by now.
+        let first = unsafe { (&raw const (*scratch).bytes).cast::<u32>().read_volatile() };
+        if turned && first == u32::from_le_bytes(*b"GET ") {
+            // What else comes is the same head, or others.
+            budget = MAX_HEAD_BYTES;
+        }
+    }
+    let cursor = Cursor {
+        offset_bytes: header.offset_bytes + len,
+        last_ns: header.time_ns,
+    };
     if ingress {
         state.cursors[0] = cursor;
         state.budget_bytes[0] = budget;
@@ -202,46 +197,7 @@ pub fn handle<const REST: bool>(segment: &Segment) {
         state.cursors[1] = cursor;
         state.budget_bytes[1] = budget;
     }
-}
-
-/// Sends the record in the scratch, for which `want` bytes were to be captured, and one of the
-/// segment's `end` (0 where its address is not known) where bytes are left out and a chunked body
-/// without trailers ends with it. Returns what is left of the budget. A function that all plain taps
-/// share.
-#[inline(never)]
-fn send_plain(ring: u8, scratch: *mut Scratch, end: u64, want: u32, budget: u32) -> u32 {
-    // SAFETY: this program's scratch.
-    let header = unsafe { &mut (*scratch).header };
-    let (want, captured_len) = (u64::from(want), header.captured_len);
-    let left_out = header.len_bytes - want;
-    let mut tail = 0;
-    if left_out > 0 && end != 0 {
-        tail = last_bytes(end, 8);
-    }
-    let is_end = tail & 0xff_ffff_ffff == CHUNKED_END;
-    if want > 0 {
-        if is_end {
-            header.len_bytes = want;
-        }
-        send_captured(ring, scratch, captured_len);
-    }
-    if is_end {
-        header.flags = data_flags::TAIL;
-        header.captured_len = 8;
-        header.offset_bytes += want;
-        header.len_bytes = left_out;
-        if want > 0 {
-            header.previous_ns = header.time_ns;
-        }
-        // SAFETY: the first eight bytes of the scratch buffer.
-        unsafe {
-            (&raw mut (*scratch).bytes)
-                .cast::<[u8; 8]>()
-                .write(tail.to_be_bytes());
-        }
-        send_captured(ring, scratch, 8);
-    }
-    if left_out > 0 { 0 } else { budget }
+    NOTHING
 }
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.

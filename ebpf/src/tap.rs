@@ -29,7 +29,8 @@ use crate::{
     kernel::{RECEIVE_SHUTDOWN, SHUTDOWN_MASK, is_followed, load, shutdown},
     maps::{CONNECTIONS, Scratch, config, count_loss, scratch},
     messages::{buffer_of_message, end_call},
-    segment::{Segment, handle, is_of_interest},
+    rest::finish,
+    segment::{Left, NOTHING, Segment, handle, is_of_interest},
     tcp::counts_otherwise,
     walk,
 };
@@ -47,34 +48,24 @@ const UNDER_WAY: i64 = -38;
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
     // The kernel passes 0 for the flags of a send.
-    moved::<true>(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
-    0
+    finish(moved(ctx.arg(0), ctx.arg(1), 0, Direction::Egress))
 }
 
 /// `sock_recv_length(sk, ret, flags)`, since 6.3.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
-    moved::<true>(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
-    0
+    finish(moved(
+        ctx.arg(0),
+        ctx.arg(1),
+        ctx.arg(2),
+        Direction::Ingress,
+    ))
 }
 
-/// As `sock_send_length`, for kernels whose programs have less stack: without `rest.rs`.
-#[btf_tracepoint(function = "sock_send_length")]
-pub fn sock_send_length_plain(ctx: BtfTracePointContext) -> i32 {
-    moved::<false>(ctx.arg(0), ctx.arg(1), 0, Direction::Egress);
-    0
-}
-
-/// As `sock_recv_length`, for the same kernels.
-#[btf_tracepoint(function = "sock_recv_length")]
-pub fn sock_recv_length_plain(ctx: BtfTracePointContext) -> i32 {
-    moved::<false>(ctx.arg(0), ctx.arg(1), ctx.arg(2), Direction::Ingress);
-    0
-}
-
-/// The call that this thread is in moved `len` bytes through `sock`, or failed with `-errno`.
-#[inline(always)]
-fn moved<const REST: bool>(sock: u64, len: i32, flags: u32, direction: Direction) {
+/// The call that this thread is in moved `len` bytes through `sock`, or failed with `-errno`. A
+/// function of its own, which the programs share: see [`handle`].
+#[inline(never)]
+fn moved(sock: u64, len: i32, flags: u32, direction: Direction) -> Left {
     let offsets = &config().offsets;
     // SAFETY: `sock` is the tracepoint's typed argument, the offsets are those of `struct sock`.
     let (family, socket_type) = unsafe {
@@ -84,28 +75,28 @@ fn moved<const REST: bool>(sock: u64, len: i32, flags: u32, direction: Direction
         )
     };
     if !is_followed(family, socket_type) || flags & NOT_CONSUMED != 0 {
-        return;
+        return NOTHING;
     }
     let thread = bpf_get_current_pid_tgid();
     if (thread >> 32) as u32 == config().agent_pid {
-        return;
+        return NOTHING;
     }
     if len <= 0 {
         end_messages(thread);
         if matches!(direction, Direction::Ingress) {
             receive_ended(sock, len);
         }
-        return;
+        return NOTHING;
     }
     let Some(scratch) = scratch(direction as u32) else {
-        return;
+        return NOTHING;
     };
     let Some(state) = get_or_open(sock, family, scratch) else {
-        return;
+        return NOTHING;
     };
     // Before all else: other protocols pay for no more than this.
     if !is_of_interest(state) {
-        return;
+        return NOTHING;
     }
     let buffer = if flags & DISCARDED != 0 {
         UserBuffer::NONE
@@ -119,7 +110,7 @@ fn moved<const REST: bool>(sock: u64, len: i32, flags: u32, direction: Direction
         0
     };
     let read_past = Scratch::forget(scratch, read_past);
-    handle::<REST>(&Segment {
+    handle(&Segment {
         socket: sock,
         state,
         thread,
@@ -130,7 +121,7 @@ fn moved<const REST: bool>(sock: u64, len: i32, flags: u32, direction: Direction
         time_ns: unsafe { bpf_ktime_get_ns() },
         buffer,
         scratch,
-    });
+    })
 }
 
 /// The registers of the call that this thread is in, and its number.
@@ -266,24 +257,12 @@ pub fn receive_ended(sock: u64, result: i32) {
 /// `sys_exit(regs, ret)`, attached before 6.3 alone.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    returned::<true>(&ctx)
-}
-
-/// As `sys_exit`, for kernels whose programs have less stack: without `rest.rs`.
-#[btf_tracepoint(function = "sys_exit")]
-pub fn sys_exit_plain(ctx: BtfTracePointContext) -> i32 {
-    returned::<false>(&ctx)
-}
-
-/// A system call has returned.
-#[inline(always)]
-fn returned<const REST: bool>(ctx: &BtfTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
     let config = config();
     // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
     let syscall = unsafe { load::<u64>(regs, config.offsets.regs_syscall) } as u32;
     if let Some(direction) = direction_of(&config.syscalls, syscall) {
-        walk::handle_exit::<REST>(regs, syscall, direction, ctx.arg(1));
+        return finish(walk::handle_exit(regs, syscall, direction, ctx.arg(1)));
     }
     0
 }

@@ -5,7 +5,7 @@
 //! reads there, so it looks at one step and is done.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap},
+    btf_maps::{Array, ArrayOfMaps, HashMap},
     helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user},
     macros::btf_map,
 };
@@ -13,23 +13,25 @@ use ebpf_common::{
     python::{FRAME_WORDS, MAX_PYTHON_FRAMES, NATIVE_MARK},
     sample::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, stack_flags},
     unwind::{
-        MAX_BLOCKS, MAX_MAPPINGS, MAX_PAGES, MAX_PROCESSES, MAX_RULES, Machine, PAGE_SHIFT,
-        Registers, RowBlock, StackEnd, UnwindMapping, UnwindProcess, UnwindRule, caller,
-        caller_by_frame_pointer, cfa_kind, interrupted, page_block, page_first, page_last, row_low,
-        row_rule,
+        CHUNK_BLOCKS, CHUNK_PAGES, MAX_BLOCKS, MAX_MAPPINGS, MAX_PAGES, MAX_PROCESSES, MAX_RULES,
+        Machine, PAGE_SHIFT, Registers, RowBlock, StackEnd, UnwindMapping, UnwindProcess,
+        UnwindRule, caller, caller_by_frame_pointer, cfa_kind, interrupted, page_block, page_first,
+        page_last, row_low, row_rule,
     },
     v8::{SCRIPT_MARK, SCRIPT_WORDS, SHARED_WORDS},
 };
 
 use crate::{python::PythonWalk, v8};
 
-/// Rows of every file, in blocks.
+/// Rows of every file: blocks in chunks, which are made when they are needed.
 #[btf_map]
-static UNWIND_ROWS: Array<RowBlock, MAX_BLOCKS> = Array::new();
+static UNWIND_ROWS: ArrayOfMaps<Array<RowBlock, CHUNK_BLOCKS>, { MAX_BLOCKS / CHUNK_BLOCKS }> =
+    ArrayOfMaps::new();
 
-/// Where the rows of each page are.
+/// Where the rows of each page are, in chunks as well.
 #[btf_map]
-static UNWIND_PAGES: Array<u32, MAX_PAGES> = Array::new();
+static UNWIND_PAGES: ArrayOfMaps<Array<u64, CHUNK_PAGES>, { MAX_PAGES / CHUNK_PAGES }> =
+    ArrayOfMaps::new();
 
 /// What rows lead to.
 #[btf_map]
@@ -306,11 +308,15 @@ impl Walk {
         if number >= u64::from(self.mapping.pages) {
             return NOTHING;
         }
-        let Some(page) = UNWIND_PAGES.get(self.mapping.first_page + number as u32) else {
+        let index = self.mapping.first_page + number as u32;
+        let (chunk, index) = (index / CHUNK_PAGES as u32, index % CHUNK_PAGES as u32);
+        let Some(page) = UNWIND_PAGES.get_value(chunk, &index) else {
             return NOTHING;
         };
         let page = *page;
-        let Some(rows) = UNWIND_ROWS.get(page_block(page)) else {
+        let block = page_block(page);
+        let (chunk, index) = (block / CHUNK_BLOCKS as u32, block % CHUNK_BLOCKS as u32);
+        let Some(rows) = UNWIND_ROWS.get_value(chunk, &index) else {
             return NOTHING;
         };
         let low = inside as u32 & ((1 << PAGE_SHIFT) - 1);

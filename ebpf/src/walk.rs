@@ -9,7 +9,7 @@ use crate::{
     kernel::{is_followed, load, read},
     maps::{config, scratch},
     messages::{gather_messages, length_of_messages},
-    segment::{Segment, handle, is_of_interest},
+    segment::{Left, NOTHING, Segment, handle, is_of_interest},
     tap::receive_ended,
 };
 
@@ -21,22 +21,17 @@ const SOCKET: u16 = 0o140_000;
 const NOT_CONSUMED: u64 = 0x2 | 0x2000;
 const DISCARDED: u64 = 0x20;
 
-/// A call that moves bytes has returned `result`.
-#[inline(always)]
-pub fn handle_exit<const REST: bool>(
-    regs: u64,
-    syscall: u32,
-    mut direction: Direction,
-    result: i64,
-) {
+/// A call that moves bytes has returned `result`. A function of its own: see [`handle`].
+#[inline(never)]
+pub fn handle_exit(regs: u64, syscall: u32, mut direction: Direction, result: i64) -> Left {
     let config = config();
     let (offsets, syscalls) = (&config.offsets, &config.syscalls);
     if result < 0 && result != -104 {
-        return;
+        return NOTHING;
     }
     let thread = bpf_get_current_pid_tgid();
     if (thread >> 32) as u32 == config.agent_pid {
-        return;
+        return NOTHING;
     }
     let argument = |index: usize| -> u64 {
         // SAFETY: `regs` is the tracepoint's typed argument, the offset is that of `pt_regs`.
@@ -50,7 +45,7 @@ pub fn handle_exit<const REST: bool>(
         0
     };
     if flags & NOT_CONSUMED != 0 {
-        return;
+        return NOTHING;
     }
     let mut sock = socket_of(offsets, argument(0));
     if syscall == syscalls.splice {
@@ -62,21 +57,21 @@ pub fn handle_exit<const REST: bool>(
         }
     }
     if sock == 0 {
-        return;
+        return NOTHING;
     }
     let family: u16 = read(sock, offsets.sock_family);
     if !is_followed(family, read(sock, offsets.sock_type)) {
-        return;
+        return NOTHING;
     }
     if result <= 0 {
         if matches!(direction, Direction::Ingress) {
             receive_ended(sock, result as i32);
         }
-        return;
+        return NOTHING;
     }
     let mut len = result as u64;
     let Some(scratch) = scratch(Direction::Ingress as u32) else {
-        return;
+        return NOTHING;
     };
     let is_several = syscall == syscalls.sendmmsg || syscall == syscalls.recvmmsg;
     if is_several {
@@ -100,7 +95,7 @@ pub fn handle_exit<const REST: bool>(
         }
         // SAFETY: no arguments.
         let time_ns = unsafe { bpf_ktime_get_ns() };
-        handle::<REST>(&Segment {
+        return handle(&Segment {
             socket: sock,
             state,
             thread,
@@ -112,6 +107,7 @@ pub fn handle_exit<const REST: bool>(
             scratch,
         });
     }
+    NOTHING
 }
 
 /// The `struct sock` behind a descriptor of the current process; 0 where it is no socket.

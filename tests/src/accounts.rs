@@ -148,6 +148,28 @@ pub fn check_exported(agent: &Agent, side: Side<'_>, sent: &BTreeMap<Key, u64>) 
     check()
 }
 
+/// Waits until the accounting identity holds for both roles: request heads = exchanges by outcome + in
+/// flight.
+///
+/// # Errors
+/// What does not add up.
+pub fn check_identity(agent: &Agent) -> Result<Metrics> {
+    eventually(EXPORT_DELAY, || {
+        let metrics = agent.metrics()?;
+        for role in ["client", "server"] {
+            let sum = |name| metrics.sum(name, &[("role", role)]);
+            let heads = sum("telltale_http_request_heads_total");
+            let ended = sum("telltale_http_exchanges_total");
+            let in_flight = sum("telltale_http_exchanges_in_flight");
+            ensure!(
+                heads == ended + in_flight,
+                "{role}: {heads} heads, {ended} exchanges, {in_flight} in flight"
+            );
+        }
+        Ok(metrics)
+    })
+}
+
 /// Compares all accounts, of both sides: counts, durations, body sizes.
 ///
 /// # Errors

@@ -16,7 +16,7 @@
 //! | `TELLTALE_ELASTICSEARCH_CP` | a file with the class path of `tests/workloads/elasticsearch` |
 //! | `TELLTALE_PYTHONS` | further Python interpreters, separated by `:` (may be absent) |
 //!
-//! From `PATH`: `nginx`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
+//! From `PATH`: `nginx`, `apache2`, `ip`, `runc`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
 //! A missing prerequisite fails the test and says so; nothing is skipped.
 //!
 //! Every server gets a service name of its own (`OTEL_SERVICE_NAME`, or for nginx, which
@@ -32,6 +32,7 @@ pub mod client;
 pub mod cluster;
 pub mod load;
 pub mod metrics;
+pub mod network;
 pub mod otlp;
 pub mod prerequisite;
 pub mod script;
@@ -44,6 +45,7 @@ pub use child::{Child, free_port};
 pub use client::{Client, Request, Response};
 pub use load::{Key, Load, Tally, Totals};
 pub use metrics::{Metrics, Sample};
+pub use network::Network;
 pub use server::{NginxOptions, Server};
 pub use split::Split;
 

@@ -73,6 +73,13 @@ impl Metrics {
             + 0.0
     }
 
+    /// What was lost at a stage for a reason.
+    #[must_use]
+    pub fn lost(&self, stage: &str, reason: &str) -> f64 {
+        let labels = [("stage", stage), ("reason", reason)];
+        self.sum("telltale_losses_total", &labels)
+    }
+
     /// [`Self::sum`] by the values of the labels `by`; sums of 0 are left out.
     #[must_use]
     pub fn sum_by<const N: usize>(

@@ -5,12 +5,15 @@
 //! `GET /cached` (200, 304), `GET /fail` (500), `GET /sleep/{milliseconds}`; else 404.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 
 use crate::child::{Child, free_port};
 use crate::load::Key;
@@ -146,7 +149,42 @@ impl Server {
         }
     }
 
-    /// nginx that has a cluster's API behind `/es`, and passes it on without.
+    /// Apache with the processes of its prefork module, of which each takes connections from the
+    /// listening socket that all have inherited. Files as nginx, below `/`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn apache() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        // Its processes are nobody's.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        std::fs::create_dir(folder.path().join("files"))?;
+        let place = Place {
+            port: free_port()?,
+            log: folder.path().join("requests.log"),
+        };
+        let service = unique_name("apache", u32::from(place.port));
+        let config = std::fs::read_to_string(prerequisite::workload("apache.conf"))?
+            .replace("@FOLDER@", &folder.path().display().to_string())
+            .replace("@PORT@", &place.port.to_string());
+        let config_path = folder.path().join("apache.conf");
+        std::fs::write(&config_path, config)?;
+        let mut command = Command::new(prerequisite::on_path("apache2")?);
+        command.args(["-D", "FOREGROUND", "-f"]).arg(config_path);
+        let command = with_environment(command, &service, &place);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, place.port));
+        let mut child = Child::spawn("apache", command, folder)?;
+        child.wait_for_port(address, START_TIMEOUT)?;
+        Ok(Self {
+            address,
+            service,
+            child,
+            log: place.log,
+        })
+    }
+
+    /// nginx that has a cluster's API behind `/es`, and passes it on without; answers trickle from there
+    /// at a megabyte a second.
     ///
     /// # Errors
     /// When it does not come up.
@@ -164,13 +202,18 @@ impl Server {
         let binary = folder.path().join(&service);
         std::fs::copy(prerequisite::on_path("nginx")?, &binary)?;
         std::fs::create_dir(folder.path().join("files"))?;
+        let limit = if path.is_empty() {
+            ""
+        } else {
+            "limit_rate 1m; "
+        };
         let (upstream, proxy) = if upstream.is_empty() {
             (String::new(), String::new())
         } else {
             (
                 format!("upstream application {{ server {upstream}; keepalive 8; }}"),
                 format!(
-                    "location {location} {{ proxy_pass http://application{path}; \
+                    "location {location} {{ {limit}proxy_pass http://application{path}; \
                      proxy_http_version 1.1; proxy_set_header Connection \"\"; }}"
                 ),
             )
@@ -210,6 +253,14 @@ impl Server {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Kills the (main) process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn kill(&self) -> Result<()> {
+        self.child.signal(Signal::KILL)
     }
 
     /// The server's own account of its requests so far.

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::accounts::EXPORT_DELAY;
+use e2e::accounts::{EXPORT_DELAY, check_identity};
 use e2e::script::{check_both_sides, converse, listen, read_head};
-use e2e::{Agent, AgentCommand, Client, Metrics, Request, eventually};
+use e2e::{Agent, AgentCommand, Client, Request, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The default of `capture.bytes`.
@@ -22,31 +22,6 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn agent(more: &str) -> Result<AgentCommand> {
     let only_us = "targets: { include: [{ executable: 'accounting-*' }] }\n";
     Ok(Agent::command()?.config(format!("{only_us}{more}")))
-}
-
-fn losses(metrics: &Metrics, stage: &str, reason: &str) -> f64 {
-    metrics.sum(
-        "telltale_losses_total",
-        &[("stage", stage), ("reason", reason)],
-    )
-}
-
-/// Waits until the identity holds for both roles.
-fn check_identity(agent: &Agent) -> Result<Metrics> {
-    eventually(EXPORT_DELAY, || {
-        let metrics = agent.metrics()?;
-        for role in ["client", "server"] {
-            let sum = |name| metrics.sum(name, &[("role", role)]);
-            let heads = sum("telltale_http_request_heads_total");
-            let ended = sum("telltale_http_exchanges_total");
-            let in_flight = sum("telltale_http_exchanges_in_flight");
-            ensure!(
-                heads == ended + in_flight,
-                "{role}: {heads} heads, {ended} exchanges, {in_flight} in flight"
-            );
-        }
-        Ok(metrics)
-    })
 }
 
 fn exact(mut stream: &TcpStream, len: usize) -> Result<Vec<u8>> {
@@ -93,7 +68,7 @@ fn sixty_four_pipelined_requests_are_each_counted() -> Result<()> {
     }
     check_both_sides(&agent, "/deep/{id}", "200", (DEPTH * sizes.len()) as u64)?;
     let metrics = check_identity(&agent)?;
-    ensure!(losses(&metrics, "protocol", "orphan_response") == 0.0);
+    ensure!(metrics.lost("protocol", "orphan_response") == 0.0);
     Ok(())
 }
 
@@ -145,7 +120,7 @@ fn requests_beyond_what_is_captured_of_one_are_seen() -> Result<()> {
     )?;
     eventually(EXPORT_DELAY, || {
         let metrics = check_identity(&agent)?;
-        let orphans = losses(&metrics, "protocol", "orphan_response");
+        let orphans = metrics.lost("protocol", "orphan_response");
         let mut seen = 0.0;
         for (role, label) in [("server", "http_route"), ("client", "url_template")] {
             let name = format!("http_{role}_request_duration_seconds_count");
@@ -184,9 +159,9 @@ fn an_answer_to_an_older_request_is_told_from_a_loss() -> Result<()> {
     check_both_sides(&agent, "/younger", "200", 1)?;
     let metrics = check_identity(&agent)?;
     // Of both sides; the poll that found the agent ready may be one more.
-    let older = losses(&metrics, "protocol", "before_agent");
+    let older = metrics.lost("protocol", "before_agent");
     ensure!((2.0..=3.0).contains(&older), "{older} older answers");
-    ensure!(losses(&metrics, "protocol", "orphan_response") == 0.0);
+    ensure!(metrics.lost("protocol", "orphan_response") == 0.0);
     Ok(())
 }
 
@@ -265,12 +240,12 @@ fn every_loss_is_named_and_the_identity_holds() -> Result<()> {
         ("queue_full", queue),
     ];
     for (reason, pieces) in cases {
-        let before = losses(&agent.metrics()?, "protocol", reason);
+        let before = agent.metrics()?.lost("protocol", reason);
         let (listener, address) = listen()?;
         exchange(address, listener, &pieces).context(reason)?;
         eventually(EXPORT_DELAY, || {
             let metrics = check_identity(&agent)?;
-            let fired = losses(&metrics, "protocol", reason) - before;
+            let fired = metrics.lost("protocol", reason) - before;
             ensure!(fired >= 2.0, "{reason}: {fired} on both sides");
             Ok(())
         })?;
@@ -323,7 +298,7 @@ fn a_stopped_agent_with_tiny_rings_loses_by_count() -> Result<()> {
         ensure!(after >= 10.0, "{after} of ten and more");
         Ok(metrics)
     })?;
-    let lost = losses(&metrics, "tap", "ring_full");
+    let lost = metrics.lost("tap", "ring_full");
     ensure!(lost > 0.0, "the ring took all");
     for (role, label) in [("server", "http_route"), ("client", "url_template")] {
         let name = format!("http_{role}_request_duration_seconds_count");
@@ -362,7 +337,7 @@ fn connections_beyond_the_bound_are_evicted_by_count() -> Result<()> {
     eventually(EXPORT_DELAY, || {
         let metrics = check_identity(&agent)?;
         let evicted = metrics.sum("telltale_http_exchanges_total", &[("outcome", "evicted")]);
-        let gone = losses(&metrics, "worker", "connections_full");
+        let gone = metrics.lost("worker", "connections_full");
         ensure!(
             gone > 0.0 && evicted > 0.0,
             "{gone} gone, {evicted} evicted"

@@ -108,8 +108,46 @@ fn a_cluster_behind_a_proxys_path_is_understood() -> Result<()> {
                 Ok(())
             })?;
         }
+        check_trickle(&agent, &proxy)?;
     }
     Ok(())
+}
+
+/// An answer of a megabyte and a half that comes slowly: its first byte does not.
+fn check_trickle(agent: &Agent, proxy: &Server) -> Result<()> {
+    let mut client = Client::connect(proxy.address)?;
+    let document = format!(r#"{{"title":"{}"}}"#, "x".repeat(3 << 19));
+    let put = Request::new("PUT", "/es/large/_doc/1")
+        .header("Content-Type: application/json")
+        .body(document);
+    ensure!(client.send(&put)?.status == 201);
+    let got = client.send(&Request::new("GET", "/es/large/_doc/1"))?;
+    ensure!(got.status == 200 && got.body.len() > 3 << 19);
+    let port = proxy.address.port().to_string();
+    let of_call = [
+        ("server_port", port.as_str()),
+        ("db_operation_name", "get"),
+        ("db_collection_name", "large"),
+    ];
+    eventually(SCRAPE_TIMEOUT, || {
+        let metrics = agent.metrics()?;
+        let call = metrics.select(DURATION_COUNT, &of_call).next();
+        let call = call.context("not counted")?;
+        let service = [("service_name", call.label("service_name"))];
+        let get = [service[0], ("http_request_method", "GET")];
+        let first = metrics.sum("http_client_time_to_first_byte_seconds_sum", &get);
+        // Scrapes are requests of the same process.
+        let scrapes = [get[0], get[1], ("url_template", "/metrics")];
+        let first = first - metrics.sum("http_client_time_to_first_byte_seconds_sum", &scrapes);
+        let duration = metrics.sum("db_client_operation_duration_seconds_sum", &of_call);
+        let most = got.duration.as_secs_f64();
+        println!("first byte after {first} s, last after {duration} s of {most} s");
+        ensure!(
+            0.9 * most < duration && duration <= most && first < duration / 5.0,
+            "first byte after {first} s, last after {duration} s of {most} s"
+        );
+        Ok(())
+    })
 }
 
 /// A service over one index, as its users' alerts look at it: requests by route, calls by operation, the

@@ -111,18 +111,15 @@ fn check_each_call(tap: &str) -> Result<()> {
         );
     }
     for reason in ["read_fault", "no_syscall", "unknown_syscall"] {
-        let labels = [("stage", "tap"), ("reason", reason)];
-        let lost = metrics.sum("telltale_losses_total", &labels);
+        let lost = metrics.lost("tap", reason);
         ensure!(lost == 0.0, "{reason}: {lost}");
     }
     for reason in ["gap", "garbage", "head_cut", "orphan_response"] {
-        let labels = [("stage", "protocol"), ("reason", reason)];
-        let lost = metrics.sum("telltale_losses_total", &labels);
+        let lost = metrics.lost("protocol", reason);
         ensure!(lost == 0.0, "{reason}: {lost}");
     }
     if tap == "auto" {
-        let labels = [("stage", "tap"), ("reason", "read_past")];
-        let noticed = metrics.sum("telltale_losses_total", &labels);
+        let noticed = metrics.lost("tap", "read_past");
         // Two bodies before which and one behind which something was read.
         ensure!(noticed == 3.0, "{noticed} reads past the tap noticed");
     }

@@ -63,8 +63,10 @@ impl Program {
         let name = format!("e2e-unwind-{}", e2e::free_port()?);
         let binary = folder.path().join(&name);
         let mut command = Command::new(prerequisite::on_path(recipe.compiler)?);
-        if recipe.compiler != "rustc" {
-            command.args(FLAGS);
+        match recipe.compiler {
+            "go" => _ = command.arg("build"),
+            "rustc" => {}
+            _ => _ = command.args(FLAGS),
         }
         command
             .args(recipe.flags)
@@ -119,7 +121,14 @@ impl KnownSplit for Traces {
             "{what}: {whole:.4} complete, {outcomes:?}"
         );
         for (name, expected) in SHARES {
-            let is_in = |sample: &Trace| sample.functions.iter().any(|function| function == name);
+            // Go's names begin with the package's path.
+            let names = [name.to_owned(), format!("main.{name}")];
+            let is_in = |sample: &Trace| {
+                sample
+                    .functions
+                    .iter()
+                    .any(|function| names.contains(function))
+            };
             let share =
                 self.count(|sample| sample.unwind == "complete" && is_in(sample)) / (whole * total);
             println!("{what}: {name} {share:.4}");
@@ -127,16 +136,16 @@ impl KnownSplit for Traces {
                 (share - expected).abs() <= TOLERANCE,
                 "{what}: {name} has {share:.4} of {total} samples; expected {expected}"
             );
-            let spent = name.replace("nest", "spend");
+            let bottoms = [name.replace("nest", "spend"), "main.burn".to_owned()];
             for sample in self.traces.iter().filter(|sample| is_in(sample)) {
-                let depth = sample.functions.iter().filter(|function| *function == name);
+                let functions = &sample.functions;
+                let depth = functions.iter().filter(|function| names.contains(function));
                 let depth = depth.count();
                 // While the nest is entered or left, it is less deep.
-                let at_bottom = sample.functions.contains(&spent);
+                let at_bottom = functions.iter().any(|function| bottoms.contains(function));
                 ensure!(
                     !at_bottom || sample.unwind != "complete" || depth == DEPTH,
-                    "{what}: {depth} nested calls of {name}: {:?}",
-                    sample.functions
+                    "{what}: {depth} nested calls of {name}: {functions:?}"
                 );
             }
         }
@@ -196,6 +205,59 @@ fn rust_has_its_shares_and_depth() -> Result<()> {
     );
     let program = Program::start(&recipe, &[LIFE])?;
     program.profile(10)?.check("rustc", 0.999)
+}
+
+#[test]
+fn go_without_symbols_has_its_shares_and_depth() -> Result<()> {
+    let recipe = recipe("go", "split.go", &["-ldflags=-s -w"]);
+    let program = Program::start(&recipe, &[LIFE])?;
+    let profile = program.profile(10)?;
+    let main = profile
+        .traces
+        .iter()
+        .filter(|sample| sample.has("main.main"));
+    let mut places = main.flat_map(|sample| &sample.places);
+    ensure!(
+        places.any(|place| place.contains("split.go:")),
+        "no lines: {:?}",
+        profile.traces
+    );
+    profile.check("go", 0.999)
+}
+
+#[test]
+fn go_is_followed_from_one_stack_to_another() -> Result<()> {
+    // The collector of garbage works on the stack of the thread, called from the goroutine's.
+    let program = Program::start(&recipe("go", "garbage.go", &["-ldflags=-s -w"]), &[LIFE])?;
+    let profile = program.profile(5)?;
+    let total = profile.count(|_| true);
+    let whole = profile.count(|sample| sample.unwind == "complete");
+    let across = profile.count(|sample| {
+        sample.unwind == "complete"
+            && [
+                "runtime.systemstack",
+                "runtime.gcBgMarkWorker",
+                "runtime.goexit",
+            ]
+            .iter()
+            .all(|name| {
+                sample
+                    .functions
+                    .iter()
+                    .any(|function| function.starts_with(name))
+            })
+    });
+    println!(
+        "garbage: {total} samples, {:?}, {across} across",
+        profile.outcomes()
+    );
+    ensure!(
+        total >= 500.0 && whole >= 0.999 * total,
+        "{:?}",
+        profile.outcomes()
+    );
+    ensure!(across >= 0.02 * total, "{across} of {total}");
+    Ok(())
 }
 
 /// A stack on another stack, a library that is loaded later, an exec, depth, layouts of files.

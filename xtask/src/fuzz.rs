@@ -14,7 +14,7 @@ use crate::command::{output, run};
 use crate::paths;
 
 /// Packages of fuzz targets, by their folders.
-const PACKAGES: [&str; 2] = ["agent/protocol/fuzz", "agent/profile/fuzz"];
+const PACKAGES: [&str; 3] = ["agent/fuzz", "agent/protocol/fuzz", "agent/profile/fuzz"];
 
 /// Coverage as cargo-fuzz asks for it, and every check that a debug build has.
 const FLAGS: &str = "--cfg fuzzing -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks \

@@ -4,6 +4,7 @@
 //! symbolizer does that), they come out as a [`Profile`], the only thing that the encoders see.
 #![forbid(unsafe_code)]
 
+pub mod go;
 mod history;
 mod mapping;
 mod profile;

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,6 +72,8 @@ struct Tally {
     registers: usize,
     unsupported: usize,
     signals: usize,
+    /// Go's functions that change stacks, of which `.debug_frame` says nothing true.
+    other_stacks: usize,
     rules: HashSet<UnwindRule>,
     pages: usize,
     section_bytes: usize,
@@ -124,7 +127,7 @@ fn every_row_is_what_framehop_finds() {
     }
     println!(
         "{} files, {} rows ({} bytes, {} pages) of {} section bytes: {} equal, {} outermost, \
-         {} signal frames, {} kept in memory, {} in other registers, {} unsupported; {} different \
+         {} signal frames, {} kept in memory, {} in other registers, {} by another stack, {} unsupported; {} different \
          rules; {} functions unreadable; {} settled by readelf; {} different",
         tally.files,
         tally.rows,
@@ -136,6 +139,7 @@ fn every_row_is_what_framehop_finds() {
         tally.signals,
         tally.ours_alone,
         tally.registers,
+        tally.other_stacks,
         tally.unsupported,
         tally.rules.len(),
         tally.unreadable,
@@ -184,10 +188,12 @@ fn check(path: &Path, bytes: &[u8], sections: &UnwindSections<'_>, tally: &mut T
     let section = |name: &str| {
         let section = elf.section_by_name(name)?;
         let range = section.address()..section.address() + section.size();
-        Some((range, section.data().ok()?.to_vec()))
+        Some((range, content(&section)?))
     };
-    let (eh_frame_svma, eh_frame) = section(".eh_frame").unzip();
-    let (eh_frame_hdr_svma, eh_frame_hdr) = section(".eh_frame_hdr").unzip();
+    // Of Go's programs, what Go wrote: it is in `.debug_frame`, which framehop takes alone.
+    let is_go = elf.section_by_name(".gopclntab").is_some();
+    let (eh_frame_svma, eh_frame) = section(".eh_frame").filter(|_| !is_go).unzip();
+    let (eh_frame_hdr_svma, eh_frame_hdr) = section(".eh_frame_hdr").filter(|_| !is_go).unzip();
     // framehop takes the index where there is one, and none looks beyond it.
     let debug_frame = section(".debug_frame").map(|(_, bytes)| bytes);
     let info = ExplicitModuleSectionInfo {
@@ -204,7 +210,7 @@ fn check(path: &Path, bytes: &[u8], sections: &UnwindSections<'_>, tally: &mut T
     let module = Module::new(path.display().to_string(), 0..1 << 46, 0, info);
     let mut unwinder = UnwinderX86_64::new();
     unwinder.add_module(module);
-    let functions = functions(&elf);
+    let functions = functions(&elf, is_go);
     let mut cache = CacheX86_64::<_>::new();
 
     tally.files += 1;
@@ -227,26 +233,43 @@ fn check(path: &Path, bytes: &[u8], sections: &UnwindSections<'_>, tally: &mut T
                 if after == 0 || functions[after - 1].1 <= pc {
                     continue;
                 }
-                compare(path, pc, &table, &unwinder, &mut cache, tally);
+                compare(path, pc, is_go, &table, &unwinder, &mut cache, tally);
             }
         }
     }
 }
 
+/// What a section holds, taken apart where it is compressed (as Go's `.debug_frame` is).
+fn content(section: &object::Section<'_, '_>) -> Option<Vec<u8>> {
+    let data = section.data().ok()?;
+    let compressed = section.compressed_file_range().ok()?;
+    match compressed.format {
+        object::CompressionFormat::None => Some(data.to_vec()),
+        object::CompressionFormat::Zlib => {
+            // Behind the header, `Elf64_Chdr`.
+            let mut bytes = Vec::new();
+            let mut decoder = flate2::read::ZlibDecoder::new(data.get(24..)?);
+            decoder.read_to_end(&mut bytes).ok()?;
+            Some(bytes)
+        }
+        _ => None,
+    }
+}
+
 /// What `.eh_frame` and `.debug_frame` say that functions are.
-fn functions(elf: &object::File<'_>) -> Vec<(u64, u64)> {
+fn functions(elf: &object::File<'_>, is_go: bool) -> Vec<(u64, u64)> {
     let mut functions = Vec::new();
     let section = |name: &str| {
         let section = elf.section_by_name(name)?;
-        Some((section.address(), section.data().ok()?))
+        Some((section.address(), content(&section)?))
     };
-    if let Some((address, bytes)) = section(".eh_frame") {
+    if let Some((address, bytes)) = section(".eh_frame").filter(|_| !is_go) {
         let bases = gimli::BaseAddresses::default().set_eh_frame(address);
-        let eh_frame = gimli::EhFrame::new(bytes, gimli::LittleEndian);
+        let eh_frame = gimli::EhFrame::new(&bytes, gimli::LittleEndian);
         list(&eh_frame, &bases, &mut functions);
     }
     if let Some((_, bytes)) = section(".debug_frame") {
-        let mut debug_frame = gimli::DebugFrame::new(bytes, gimli::LittleEndian);
+        let mut debug_frame = gimli::DebugFrame::new(&bytes, gimli::LittleEndian);
         debug_frame.set_address_size(8);
         list(
             &debug_frame,
@@ -276,6 +299,7 @@ where
 fn compare(
     path: &Path,
     pc: u64,
+    is_go: bool,
     table: &UnwindTable,
     unwinder: &UnwinderX86_64<Vec<u8>>,
     cache: &mut CacheX86_64<framehop::MayAllocateDuringUnwind>,
@@ -303,6 +327,14 @@ fn compare(
     match (rule.cfa_kind(), ours, theirs) {
         (cfa_kind::OUTERMOST, Err(StackEnd::Outermost), Ok(None)) => tally.outermost += 1,
         (cfa_kind::SIGNAL, Ok(_), _) => tally.signals += 1,
+        (cfa_kind::OTHER_STACK, ..) => tally.other_stacks += 1,
+        // Go's `.debug_frame` does not say where `rbp` is, and knows of no stack's end.
+        (_, Ok(caller), Ok(Some(pc)))
+            if is_go && (caller.pc, caller.sp) == (pc, registers.sp()) =>
+        {
+            tally.equal += 1;
+        }
+        (cfa_kind::OUTERMOST, Err(StackEnd::Outermost), _) if is_go => tally.outermost += 1,
         (cfa_kind::SP_SLOT | cfa_kind::FP_SLOT, Ok(_), _) => tally.ours_alone += 1,
         (cfa_kind::REGISTER, Err(_), _) => tally.registers += 1,
         (cfa_kind::UNSUPPORTED, ..) => tally.unsupported += 1,

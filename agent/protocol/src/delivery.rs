@@ -4,8 +4,10 @@
 //! a request begins and where the connection ends, the sum is read: what it grew by is the time of
 //! the answer in between, if there was but one.
 
+use std::num::NonZeroU64;
+
 /// Between two readings of the kernel's sum.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Delivery {
     /// The last reading and when it was taken; `None` where the sum was not final then.
     from: Option<Reading>,
@@ -15,7 +17,8 @@ pub(crate) struct Delivery {
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     busy_ns: u64,
-    time_ns: u64,
+    /// Never 0, so that there being none takes no room: connections that are idle keep this.
+    time_ns: NonZeroU64,
 }
 
 /// Answers since the last reading.
@@ -32,7 +35,7 @@ enum Answered {
 impl Delivery {
     /// Notes an answer that is complete, began at `first_ns` and ends at `end_bytes`.
     pub(crate) fn note_answer(&mut self, first_ns: u64, end_bytes: u64) {
-        let since = self.from.is_some_and(|from| from.time_ns <= first_ns);
+        let since = self.from.is_some_and(|from| from.time_ns.get() <= first_ns);
         self.answered = match self.answered {
             Answered::None if since => Answered::Once { end_bytes },
             _ => Answered::Mixed,
@@ -53,7 +56,8 @@ impl Delivery {
         answers_bytes: u64,
     ) -> Option<u64> {
         let took_ns = busy_ns.and_then(|busy_ns| self.take(busy_ns, answers_bytes));
-        self.from = busy_ns.map(|busy_ns| Reading { busy_ns, time_ns });
+        let reading = busy_ns.zip(NonZeroU64::new(time_ns));
+        self.from = reading.map(|(busy_ns, time_ns)| Reading { busy_ns, time_ns });
         self.answered = Answered::None;
         took_ns
     }

@@ -35,16 +35,25 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    pub(crate) fn new(role: Role, head: &RequestHead<'_>, first_ns: u64, last_ns: u64) -> Self {
+    /// `spare`: an exchange that is over, for its memory.
+    pub(crate) fn new(
+        role: Role,
+        head: &RequestHead<'_>,
+        first_ns: u64,
+        last_ns: u64,
+        spare: Option<Exchange>,
+    ) -> Self {
         let mut in_flight = Self::unparsed(role, first_ns, last_ns);
         let exchange = &mut in_flight.exchange;
+        let spare = spare.map(|it| (it.path, it.host, it.request_id, it.correlation_id));
+        let (path, host, request_id, correlation_id) = spare.unwrap_or_default();
         exchange.method = head.method;
-        exchange.path = head.target.path.into();
+        exchange.path = refill(path, head.target.path);
         exchange.http_minor_version = head.minor_version;
-        exchange.host = head.host.map(Into::into);
+        exchange.host = refill_if(host, head.host);
         exchange.trace_parent = head.trace_parent;
-        exchange.request_id = head.request_id.map(Into::into);
-        exchange.correlation_id = head.correlation_id.map(Into::into);
+        exchange.request_id = refill_if(request_id, head.request_id);
+        exchange.correlation_id = refill_if(correlation_id, head.correlation_id);
         in_flight.expects_continue = head.expects_continue;
         in_flight.verdict = head.framing.is_none().then_some(Outcome::NotParsed);
         in_flight
@@ -57,7 +66,7 @@ impl InFlight {
                 role,
                 outcome: Outcome::Matched,
                 method: method::OTHER,
-                path: Box::default(),
+                path: String::new(),
                 status: None,
                 http_minor_version: 1,
                 times: Times {
@@ -222,6 +231,18 @@ impl InFlight {
         }
         self.exchange
     }
+}
+
+/// `text` in the memory of another one.
+fn refill(mut memory: String, text: &str) -> String {
+    memory.clear();
+    memory.push_str(text);
+    memory
+}
+
+/// The same of a text that may be absent.
+fn refill_if(memory: Option<String>, text: Option<&str>) -> Option<String> {
+    text.map(|text| refill(memory.unwrap_or_default(), text))
 }
 
 /// What [`elasticsearch::observe`] is asked with. None of it leaves the crate otherwise.

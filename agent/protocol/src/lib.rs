@@ -19,7 +19,7 @@ pub mod routes;
 mod segment;
 mod stream;
 
-pub use connection::Connection;
+pub use connection::{Connection, Resting};
 pub use ebpf_common::connection::{CloseReason, Cursor, Direction};
 pub use loss::{Loss, LossReason};
 pub use segment::{Limits, Segment};

@@ -66,13 +66,18 @@ pub struct Loss {
     pub bytes: u64,
 }
 
-/// What is still to be told, a reason once. Most connections lose nothing, and there are many.
+/// What is still to be told, a reason once.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     pending: Vec<Loss>,
 }
 
 impl Losses {
+    /// Whether all was told.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     pub(crate) fn count(&mut self, reason: LossReason, bytes: u64) {
         self.add(reason, 1, bytes);
     }
@@ -86,11 +91,7 @@ impl Losses {
     pub(crate) fn poll(&mut self) -> Option<Loss> {
         let order = |(_, loss): &(usize, &Loss)| loss.reason as usize;
         let (next, _) = self.pending.iter().enumerate().min_by_key(order)?;
-        let loss = self.pending.swap_remove(next);
-        if self.pending.is_empty() {
-            self.pending = Vec::new();
-        }
-        Some(loss)
+        Some(self.pending.swap_remove(next))
     }
 
     fn add(&mut self, reason: LossReason, count: u64, bytes: u64) {

@@ -109,7 +109,7 @@ pub struct Exchange {
     /// Method as sent; `_OTHER` for one that no RFC knows.
     pub method: &'static str,
     /// Raw path without query and fragment, at most 1 KiB; `*` and the authority of CONNECT as sent.
-    pub path: Box<str>,
+    pub path: String,
     /// Status code of the final response; `None` when it never came.
     pub status: Option<u16>,
     /// Minor version of the response, or of the request where no response came: 0 or 1.
@@ -121,13 +121,13 @@ pub struct Exchange {
     /// Bytes of the response's body, likewise.
     pub response_body_bytes: Option<u64>,
     /// The `Host` header or the target's authority, without userinfo, at most 256 bytes.
-    pub host: Option<Box<str>>,
+    pub host: Option<String>,
     /// Trace context that the request carried.
     pub trace_parent: Option<TraceParent>,
     /// `X-Request-ID`, at most 128 bytes of visible ASCII.
-    pub request_id: Option<Box<str>>,
+    pub request_id: Option<String>,
     /// `X-Correlation-ID`, likewise.
-    pub correlation_id: Option<Box<str>>,
+    pub correlation_id: Option<String>,
     /// What the exchange was to an Elasticsearch or OpenSearch cluster.
     pub elasticsearch: Option<Box<ElasticsearchCall>>,
 }

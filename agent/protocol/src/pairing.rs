@@ -17,6 +17,12 @@ const RACE_NS: u64 = 50_000_000;
 #[derive(Debug, Default)]
 pub(crate) struct Pairing {
     queue: VecDeque<InFlight>,
+    past: Past,
+}
+
+/// What is known of a connection's requests and answers when none is in flight.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Past {
     /// A request began before an earlier one was answered.
     pipelined: bool,
     /// The same, and some answers had come in between: there is no moment at which all is answered.
@@ -29,6 +35,18 @@ pub(crate) struct Pairing {
     began: bool,
     /// No request can have gone before those that were seen.
     whole: bool,
+}
+
+impl Past {
+    /// No request went before the first one.
+    pub(crate) const WHOLE: Self = Self {
+        pipelined: false,
+        windowed: false,
+        answered_since_request: false,
+        lost: false,
+        began: true,
+        whole: true,
+    };
 }
 
 /// What went unseen when a request begins.
@@ -54,13 +72,22 @@ pub(crate) struct AnswerGaps {
 impl Pairing {
     /// Notes that no request went before the first one.
     pub(crate) const fn begin(&mut self) {
-        self.began = true;
-        self.whole = true;
+        self.past = Past::WHOLE;
+    }
+
+    /// What to remember of the connection; `None` where requests are in flight.
+    pub(crate) fn past(&self) -> Option<Past> {
+        self.queue.is_empty().then_some(self.past)
+    }
+
+    /// Goes on where a connection rested.
+    pub(crate) const fn resume(&mut self, past: Past) {
+        self.past = past;
     }
 
     /// Whether [`Self::begin`] was called.
     pub(crate) const fn is_whole(&self) -> bool {
-        self.whole
+        self.past.whole
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -119,20 +146,20 @@ impl Pairing {
         }
         let awaited = self.awaited() > 0;
         if awaited && !gaps.unseen_answers {
-            self.pipelined = true;
-            self.windowed |= self.answered_since_request;
+            self.past.pipelined = true;
+            self.past.windowed |= self.past.answered_since_request;
         }
-        self.answered_since_request = false;
+        self.past.answered_since_request = false;
         let gap = gaps.gap_ns.is_some_and(|gap_ns| {
             // A client that never pipelined has its answers before it asks again, and times tell
             // those apart. One that did has had them if some came after the requests that went
             // unseen, unless it never pauses.
-            self.windowed || self.pipelined && (awaited || gaps.answered_ns <= gap_ns)
+            self.past.windowed || self.past.pipelined && (awaited || gaps.answered_ns <= gap_ns)
         });
-        self.lost |= gap && self.windowed;
-        entry.ambiguous = gap || self.lost || doubtful;
-        entry.follows_unseen = gaps.gap_ns.is_some() || !self.began;
-        self.began = true;
+        self.past.lost |= gap && self.past.windowed;
+        entry.ambiguous = gap || self.past.lost || doubtful;
+        entry.follows_unseen = gaps.gap_ns.is_some() || !self.past.began;
+        self.past.began = true;
         self.queue.push_back(entry);
     }
 
@@ -145,7 +172,7 @@ impl Pairing {
         gaps: AnswerGaps,
         resynchronized: &mut Vec<InFlight>,
     ) -> Option<&mut InFlight> {
-        self.answered_since_request = true;
+        self.past.answered_since_request = true;
         if let Some(gap_ns) = gaps.gap_ns {
             self.bridge_answer_gap(gap_ns, gaps.unseen_requests, resynchronized);
         }
@@ -172,17 +199,12 @@ impl Pairing {
         if !oldest.request_done || oldest.answer != Answer::Done {
             return None;
         }
-        let done = self.queue.pop_front();
-        if self.queue.is_empty() {
-            // Most connections are idle most of the time, and there are many.
-            self.queue = VecDeque::new();
-        }
-        done
+        self.queue.pop_front()
     }
 
     /// Takes all exchanges out, for the queue is at its bound: the answers to come can't be counted.
     pub(crate) fn overflow(&mut self) -> impl Iterator<Item = InFlight> {
-        self.lost = true;
+        self.past.lost = true;
         self.queue.drain(..)
     }
 
@@ -208,13 +230,13 @@ impl Pairing {
             return;
         }
         // A client asks again when it has been answered, unless it never pauses.
-        let answered = if asked_since && !self.windowed {
+        let answered = if asked_since && !self.past.windowed {
             first + before
         } else {
             self.queue.len()
         };
         resynchronized.extend(self.queue.drain(first..answered));
-        self.lost |= self.windowed;
+        self.past.lost |= self.past.windowed;
     }
 
     fn drain_awaited(&mut self) -> impl Iterator<Item = InFlight> {

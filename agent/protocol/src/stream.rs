@@ -2,8 +2,37 @@
 
 use ebpf_common::connection::Cursor;
 
-use crate::http1::decoder::{Content, Decoder, Event, Piece};
+use crate::http1::decoder::{Content, Decoder, Event, Pause, Piece};
+use crate::http1::method::Kind;
 use crate::segment::Segment;
+
+/// Value of [`Stream::older_until_ns`]: nothing was captured yet, or not the very first segment.
+const OLDER_UNKNOWN: u64 = 0;
+/// The same: the first segment began inside a message, and no head has come.
+const OLDER_STILL: u64 = u64::MAX;
+
+/// A direction in which nothing is under way, and all that passed was read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RestingStream {
+    at: Cursor,
+    /// Heads may have been among the last bytes, see [`Stream::note_gap`].
+    has_gap: bool,
+    older_until_ns: u64,
+    pause: Pause,
+}
+
+impl RestingStream {
+    /// Nothing was seen yet.
+    pub(crate) const FIRST: Self = Self {
+        at: Cursor {
+            offset_bytes: 0,
+            last_ns: 0,
+        },
+        has_gap: false,
+        older_until_ns: OLDER_UNKNOWN,
+        pause: Pause::FIRST,
+    };
+}
 
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -19,12 +48,9 @@ pub(crate) struct Stream {
     overtaken_ns: Option<u64>,
     /// When the last byte moved of those that may have held heads and could not be read.
     gap_ns: Option<u64>,
-    /// When the very first segment moved, if it was captured.
-    first_ns: Option<u64>,
-    /// That segment began no message.
-    began_inside: bool,
-    /// When the first head began.
-    first_head_ns: Option<u64>,
+    /// Until when all that moved was sent before the connection was first seen: when the very first
+    /// segment moved, or the first head behind one that began inside a message.
+    older_until_ns: u64,
     /// When the last segment was read that a message may begin with, and when its first byte had
     /// arrived.
     arrival: Option<(u64, u64)>,
@@ -42,11 +68,39 @@ impl Stream {
             },
             overtaken_ns: None,
             gap_ns: None,
-            first_ns: None,
-            began_inside: false,
-            first_head_ns: None,
+            older_until_ns: OLDER_UNKNOWN,
             arrival: None,
         }
+    }
+
+    /// What to remember of the direction, if nothing is under way in it.
+    pub(crate) fn rest(&self) -> Option<RestingStream> {
+        let at = Cursor {
+            offset_bytes: self.position_bytes,
+            last_ns: self.last_ns,
+        };
+        let is_last = |gap_ns| gap_ns == at.last_ns;
+        let is_read = self.seen == at && self.gap_ns.is_none_or(is_last);
+        // An arrival is of use to a message that begins with the same segment alone.
+        let is_idle = is_read && self.overtaken_ns.is_none();
+        is_idle.then_some(RestingStream {
+            at,
+            has_gap: self.gap_ns.is_some(),
+            older_until_ns: self.older_until_ns,
+            pause: self.decoder.pause()?,
+        })
+    }
+
+    /// Goes on where a direction rested that carries messages of the `expected` kind.
+    pub(crate) fn resume(&mut self, resting: &RestingStream, expected: Option<Kind>) {
+        self.decoder.resume(resting.pause, expected);
+        self.position_bytes = resting.at.offset_bytes;
+        self.last_ns = resting.at.last_ns;
+        self.seen = resting.at;
+        self.overtaken_ns = None;
+        self.gap_ns = resting.has_gap.then_some(resting.at.last_ns);
+        self.older_until_ns = resting.older_until_ns;
+        self.arrival = None;
     }
 
     /// Notes when a segment's first byte arrived, if a message may begin with it.
@@ -85,10 +139,9 @@ impl Stream {
     /// Whether all that moved before `at_ns` was sent before the connection was first seen: nothing
     /// was seen until then, or the rest of a message that had begun.
     pub(crate) fn is_older_at(&self, at_ns: u64) -> bool {
-        let from = |ns: Option<u64>| ns.is_none_or(|ns| at_ns < ns);
-        match self.first_ns {
-            None => self.seen.offset_bytes == 0,
-            first_ns => from(first_ns) || self.began_inside && from(self.first_head_ns),
+        match self.older_until_ns {
+            OLDER_UNKNOWN => self.seen.offset_bytes == 0,
+            until_ns => at_ns < until_ns,
         }
     }
 
@@ -107,8 +160,11 @@ impl Stream {
         let before = piece.len_bytes();
         let is_captured = matches!(piece.content, Content::Captured(_));
         if self.position_bytes == 0 && before > 0 && is_captured {
-            self.first_ns = Some(piece.time_ns);
-            self.began_inside = self.decoder.is_out_of_step();
+            self.older_until_ns = if self.decoder.is_out_of_step() {
+                OLDER_STILL
+            } else {
+                piece.time_ns
+            };
         }
         let event = self.decoder.decode(piece);
         let passed = before - piece.len_bytes();
@@ -118,8 +174,8 @@ impl Stream {
         }
         match &event {
             Some(Event::End { .. }) => self.overtaken_ns = None,
-            Some(Event::Head(head)) if self.first_head_ns.is_none() => {
-                self.first_head_ns = Some(head.first_ns);
+            Some(Event::Head(head)) if self.older_until_ns == OLDER_STILL => {
+                self.older_until_ns = head.first_ns;
             }
             _ => {}
         }

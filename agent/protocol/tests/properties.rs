@@ -4,8 +4,8 @@ mod wire;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use protocol::observation::{Exchange, Outcome};
-use protocol::{CloseReason, Connection, Cursor, Direction, Limits, LossReason, Segment};
+use protocol::observation::{Exchange, Outcome, Role};
+use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Loss, LossReason, Segment};
 use wire::Wire;
 use wire::kernel::{Fate, Kernel};
 
@@ -393,6 +393,34 @@ proptest! {
         prop_assert_eq!(connection.in_flight(), 0);
         prop_assert!(connection.is_idle());
     }
+
+    /// A connection that rests whenever it can tells the same as one that never does.
+    #[test]
+    fn rest_changes_nothing(steps in vec(step(), 0..60), reason in reason()) {
+        let mut restless = Connection::new(Limits::default());
+        let mut turns = [Connection::new(Limits::default()), Connection::new(Limits::default())];
+        for (index, step) in steps.iter().enumerate() {
+            step.apply(&mut restless);
+            step.apply(&mut turns[0]);
+            prop_assert_eq!(outcome(&mut restless), outcome(&mut turns[0]), "step {}", index);
+            if let Some(resting) = turns[0].rest() {
+                turns.reverse();
+                turns[0].resume(resting);
+            }
+        }
+        restless.handle_close(true, true, reason, u64::MAX);
+        turns[0].handle_close(true, true, reason, u64::MAX);
+        prop_assert_eq!(outcome(&mut restless), outcome(&mut turns[0]));
+    }
+}
+
+/// Takes out what came of a connection.
+fn outcome(connection: &mut Connection) -> (Vec<Exchange>, Vec<Loss>, Vec<(Role, u64)>) {
+    (
+        std::iter::from_fn(|| connection.poll_observation()).collect(),
+        std::iter::from_fn(|| connection.poll_loss()).collect(),
+        std::iter::from_fn(|| connection.poll_heads()).collect(),
+    )
 }
 
 fn without_false_heads(planned: &Planned) -> Planned {

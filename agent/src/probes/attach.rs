@@ -31,7 +31,7 @@ pub enum When {
 
 /// Every probe of `telltale run`, in the order of attaching: what notes the end of things before
 /// what lets them begin.
-pub const PROBES: [Probe; 20] = [
+pub const PROBES: [Probe; 17] = [
     Probe {
         program: "sched_process_exec",
         when: When::Always,
@@ -89,26 +89,8 @@ pub const PROBES: [Probe; 20] = [
         fallback: None,
     },
     Probe {
-        program: "sock_send_length_plain",
-        when: When::Tap(TapVariant::SocketPlain),
-        purpose: "bytes sent",
-        fallback: None,
-    },
-    Probe {
-        program: "sock_recv_length_plain",
-        when: When::Tap(TapVariant::SocketPlain),
-        purpose: "bytes received",
-        fallback: None,
-    },
-    Probe {
         program: "sys_exit",
         when: When::Tap(TapVariant::Walk),
-        purpose: "bytes sent and received",
-        fallback: None,
-    },
-    Probe {
-        program: "sys_exit_plain",
-        when: When::Tap(TapVariant::WalkPlain),
         purpose: "bytes sent and received",
         fallback: None,
     },
@@ -194,8 +176,8 @@ impl ProbeReport {
 pub struct Attached {
     /// The tap in use.
     pub tap: TapVariant,
-    /// Better taps, each with the probe that the kernel refused.
-    pub refused: Vec<(TapVariant, ProbeReport)>,
+    /// A better tap, with the probe that the kernel refused.
+    pub refused: Option<(TapVariant, ProbeReport)>,
     /// The probes of the tap in use, and those that are always wanted.
     pub probes: Vec<ProbeReport>,
 }
@@ -204,7 +186,7 @@ pub struct Attached {
 /// kernel takes.
 ///
 /// # Errors
-/// The first probe that has no fallback and cannot be attached, of the last tap where it is one.
+/// The first probe that has no fallback and cannot be attached.
 pub fn attach(loaded: &mut Loaded) -> Result<Attached, AttachError> {
     let mut attached = attach_best(loaded);
     let fatal = attached.probes.iter().position(ProbeReport::is_fatal);
@@ -236,26 +218,22 @@ fn attach_best(loaded: &mut Loaded) -> Attached {
     if let Some(arrivals) = loaded.arrivals {
         probes.extend(attach_all(loaded, When::Arrivals(arrivals)));
     }
-    let mut refused = Vec::new();
-    let (mut tap, later) = (loaded.taps.0, loaded.taps.1.clone());
-    for next in later {
-        let mut reports = attach_all(loaded, When::Tap(tap));
-        let Some(fatal) = reports.iter().position(ProbeReport::is_fatal) else {
-            probes.extend(reports);
-            return Attached {
-                tap,
-                refused,
-                probes,
-            };
-        };
-        // Half a tap would count some bytes twice.
-        for report in &reports {
-            unload(&mut loaded.ebpf, report.probe.program);
+    let (best, other) = loaded.taps;
+    let mut reports = attach_all(loaded, When::Tap(best));
+    let fatal = reports.iter().position(ProbeReport::is_fatal);
+    let (tap, refused) = match (fatal, other) {
+        (Some(fatal), Some(other)) => {
+            // Half a tap would count some bytes twice.
+            for report in &reports {
+                unload(&mut loaded.ebpf, report.probe.program);
+            }
+            let refused = reports.swap_remove(fatal);
+            reports = attach_all(loaded, When::Tap(other));
+            (other, Some((best, refused)))
         }
-        refused.push((tap, reports.swap_remove(fatal)));
-        tap = next;
-    }
-    probes.extend(attach_all(loaded, When::Tap(tap)));
+        _ => (best, None),
+    };
+    probes.extend(reports);
     Attached {
         tap,
         refused,
@@ -294,7 +272,7 @@ fn attach_one(ebpf: &mut Ebpf, btf: &aya::Btf, probe: Probe) -> Result<Option<u3
         }
         program => {
             let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(name.strip_suffix("_plain").unwrap_or(name), btf)?;
+            program.load(name, btf)?;
             // For a time now and then: see `Programs::watch_arrivals`.
             if !matches!(probe.when, When::Arrivals(_)) {
                 program.attach()?;

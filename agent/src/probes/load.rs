@@ -15,33 +15,26 @@ pub enum TapVariant {
     Fentry,
     /// `sock_send_length` and `sock_recv_length` (6.3+).
     Socket,
-    /// The same, for kernels whose programs have 512 bytes of stack: a segment takes one record, so
-    /// that of pipelines and long heads only the first `capture.bytes` are seen, and of chunked ends
-    /// those that come in one piece.
-    SocketPlain,
     /// `sys_exit`, walking from the descriptor.
     Walk,
-    /// The same with less stack.
-    WalkPlain,
 }
 
 impl TapVariant {
-    /// The best variant for what was asked, and those to fall back to: a kernel that names what one
-    /// needs may refuse its programs still.
+    /// The best variant for what was asked, and the one to fall back to: a kernel that names what the
+    /// best one needs may refuse its programs still.
     fn candidates(
         wanted: Tap,
         has_functions: bool,
         has_tracepoints: bool,
-    ) -> Result<(Self, Vec<Self>), LoadError> {
-        use TapVariant::{Fentry, Socket, SocketPlain, Walk, WalkPlain};
+    ) -> Result<(Self, Option<Self>), LoadError> {
         match (wanted, has_functions, has_tracepoints) {
-            (Tap::Auto, _, true) => Ok((Socket, vec![SocketPlain, WalkPlain])),
-            (Tap::Auto, true, false) => Ok((Fentry, vec![WalkPlain])),
-            (Tap::Fentry, true, _) => Ok((Fentry, Vec::new())),
+            (Tap::Auto, _, true) => Ok((Self::Socket, Some(Self::Walk))),
+            (Tap::Auto, true, false) => Ok((Self::Fentry, Some(Self::Walk))),
+            (Tap::Fentry, true, _) => Ok((Self::Fentry, None)),
             (Tap::Fentry, false, _) => Err(LoadError::NoFentryTap),
-            (Tap::Socket, _, true) => Ok((Socket, vec![SocketPlain])),
+            (Tap::Socket, _, true) => Ok((Self::Socket, None)),
             (Tap::Socket, _, false) => Err(LoadError::NoSocketTap),
-            (Tap::Auto, false, false) | (Tap::Walk, _, _) => Ok((Walk, vec![WalkPlain])),
+            (Tap::Auto, false, false) | (Tap::Walk, _, _) => Ok((Self::Walk, None)),
         }
     }
 
@@ -51,9 +44,7 @@ impl TapVariant {
         match self {
             Self::Fentry => "fentry",
             Self::Socket => "socket",
-            Self::SocketPlain => "socket, plain",
             Self::Walk => "walk",
-            Self::WalkPlain => "walk, plain",
         }
     }
 
@@ -61,7 +52,7 @@ impl TapVariant {
     const fn scratches(self) -> u32 {
         match self {
             Self::Fentry => 8,
-            Self::Socket | Self::SocketPlain | Self::Walk | Self::WalkPlain => 2,
+            Self::Socket | Self::Walk => 2,
         }
     }
 }
@@ -170,8 +161,8 @@ pub struct Loaded {
     pub btf: aya::Btf,
     /// Socket rings in use.
     pub rings: u32,
-    /// The tap that fits this kernel best, and those to fall back to.
-    pub taps: (TapVariant, Vec<TapVariant>),
+    /// The tap that fits this kernel best, and the one to fall back to.
+    pub taps: (TapVariant, Option<TapVariant>),
     /// The functions that the fentry tap traces, as far as this kernel has them.
     pub functions: Vec<&'static str>,
     /// What tells of arrivals; `None` where they are not watched.
@@ -202,7 +193,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let has_functions =
         iterators.is_some() && attach::functions_suffice(&functions, has_ipv6(&offsets));
     let taps = TapVariant::candidates(options.tap, has_functions, has_socket_tap)?;
-    // Those to fall back to need no more.
+    // The one to fall back to needs no more.
     let scratches = taps.0.scratches();
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
     let rings = match options.rings {
@@ -291,22 +282,22 @@ mod tests {
         let candidates = |wanted, functions, tracepoints| {
             TapVariant::candidates(wanted, functions, tracepoints).ok()
         };
-        use TapVariant::{Fentry, Socket, SocketPlain, Walk, WalkPlain};
-        for (functions, tracepoints, best, others) in [
-            (true, true, Socket, vec![SocketPlain, WalkPlain]),
-            (true, false, Fentry, vec![WalkPlain]),
-            (false, true, Socket, vec![SocketPlain, WalkPlain]),
-            (false, false, Walk, vec![WalkPlain]),
+        use TapVariant::{Fentry, Socket, Walk};
+        for (functions, tracepoints, best, other) in [
+            (true, true, Socket, Some(Walk)),
+            (true, false, Fentry, Some(Walk)),
+            (false, true, Socket, Some(Walk)),
+            (false, false, Walk, None),
         ] {
             let found = candidates(Tap::Auto, functions, tracepoints);
-            assert_eq!(found, Some((best, others)), "{functions} {tracepoints}");
+            assert_eq!(found, Some((best, other)), "{functions} {tracepoints}");
         }
-        for (wanted, tap, others) in [
-            (Tap::Fentry, Fentry, vec![]),
-            (Tap::Socket, Socket, vec![SocketPlain]),
-            (Tap::Walk, Walk, vec![WalkPlain]),
+        for (wanted, tap) in [
+            (Tap::Fentry, Fentry),
+            (Tap::Socket, Socket),
+            (Tap::Walk, Walk),
         ] {
-            assert_eq!(candidates(wanted, true, true), Some((tap, others)));
+            assert_eq!(candidates(wanted, true, true), Some((tap, None)));
         }
         assert_eq!(candidates(Tap::Fentry, false, true), None);
         assert_eq!(candidates(Tap::Socket, true, false), None);

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{PerfEvent, ProgramError, ProgramFd};
 use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
@@ -20,6 +20,7 @@ use ebpf_common::sample::{
 use ebpf_common::v8::{SCRIPT_MARK, SCRIPT_WORDS};
 
 use super::off_cpu::{OffCpu, Waits};
+use super::ring::SeldomRing;
 use super::unwind_maps::UnwindMaps;
 
 /// What keeps the sampler from working.
@@ -148,7 +149,7 @@ pub struct Sampler {
     state: Array<MapData, SamplerState>,
     targets: BpfHashMap<MapData, u32, u32>,
     counts: BpfHashMap<MapData, SampleKey, u64>,
-    ring: RingBuf<MapData>,
+    ring: SeldomRing,
     losses: PerCpuArray<MapData, u64>,
     unwind_maps: Option<UnwindMaps>,
     /// Why there is none otherwise.
@@ -197,7 +198,7 @@ impl Sampler {
             state: take(ebpf, "SAMPLER")?.try_into()?,
             targets: take(ebpf, "SAMPLE_TARGETS")?.try_into()?,
             counts: take(ebpf, "SAMPLE_COUNTS")?.try_into()?,
-            ring: take(ebpf, "SAMPLE_RING")?.try_into()?,
+            ring: take_ring(ebpf)?,
             losses: share_losses(ebpf)?,
             unwind_maps: Some(UnwindMaps::take(ebpf)?),
             clocks: Vec::new(),
@@ -302,14 +303,17 @@ impl Sampler {
     /// Reads the stacks that are new and tells each one's key and user's part, in whose place
     /// something else may be put. To be called ten times a second while the clocks run, so that the
     /// ring has room and a process is still there to be asked.
+    ///
+    /// # Errors
+    /// When the ring can't be mapped.
     pub fn read_stacks(
         &mut self,
         mut seen: impl FnMut(&SampleKey, UserStack<'_>) -> Option<Translated>,
-    ) {
-        while let Some(record) = self.ring.next() {
-            let Some((key, record)) = decode(&record) else {
+    ) -> Result<(), SamplerError> {
+        let read = self.ring.drain(|record| {
+            let Some((key, record)) = decode(record) else {
                 self.broken += 1;
-                continue;
+                return;
             };
             let user = UserStack {
                 native: &record.native,
@@ -329,7 +333,11 @@ impl Sampler {
             } else {
                 self.waits.insert(key, stack);
             }
-        }
+        });
+        read.map_err(|source| SamplerError::Io {
+            call: "map the ring of stacks",
+            source,
+        })
     }
 
     /// Measures waits that begin from now on.
@@ -540,6 +548,15 @@ fn load_program(
 /// Takes a map out of the object.
 pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Map, SamplerError> {
     ebpf.take_map(name).ok_or(SamplerError::Missing(name))
+}
+
+/// Takes the ring of stacks out of the object.
+fn take_ring(ebpf: &mut aya::Ebpf) -> Result<SeldomRing, SamplerError> {
+    const NAME: &str = "SAMPLE_RING";
+    match take(ebpf, NAME)? {
+        Map::RingBuf(map) => Ok(SeldomRing::new(map)?),
+        _ => Err(SamplerError::Missing(NAME)),
+    }
 }
 
 /// A second handle on the loss counters, which others read as well.

@@ -87,7 +87,7 @@ impl WaitSession {
         known: &mut Known,
     ) -> Result<(Store, u64), SamplerError> {
         let mut store = Store::new(MAX_STACKS);
-        sampler.read_stacks(|key, stack| known.observe(key, &stack));
+        sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
         let unknown = sampler.stop_waits(|sample| {
             let thread = thread(sample.key);
             if sample.count > 0 && selector.includes(&thread, known.identity(&thread)) {

@@ -262,7 +262,7 @@ impl Worker {
         }
         let Self { sampler, known, .. } = self;
         if self.running.is_some() || self.waits.is_some() {
-            sampler.read_stacks(|key, stack| known.observe(key, &stack));
+            sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
         }
         if let Some(waits) = self.waits.take_if(|waits| waits.time_left(now).is_zero()) {
             waits.finish(sampler, known);
@@ -377,7 +377,7 @@ impl Worker {
             recorder,
             ..
         } = self;
-        sampler.read_stacks(|key, stack| known.observe(key, &stack));
+        sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
         sampler.read_counts(|sample| {
             for session in &mut *sessions {
                 session.add(&sample, known, clock_hz);
@@ -431,8 +431,8 @@ impl Worker {
     fn rest(&mut self) {
         self.sampler.stop();
         // What nobody waited for must not be in the way of the next profile.
-        self.sampler.read_stacks(|_, _| None);
-        if let Err(error) = self.sampler.read_counts(|_| ()) {
+        let stacks = self.sampler.read_stacks(|_, _| None);
+        if let Err(error) = stacks.and(self.sampler.read_counts(|_| ())) {
             tracing::warn!(error = chain(&error), "samples were not read");
         }
         self.running = None;

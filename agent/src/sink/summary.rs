@@ -39,7 +39,7 @@ pub struct Snapshot {
     pub covered_seconds: f64,
     /// By service, then role (servers first).
     pub services: Vec<ServiceSummary>,
-    /// Elasticsearch and OpenSearch calls, by service, then operation.
+    /// Elasticsearch and OpenSearch calls, those that took most time in all first.
     pub calls: Vec<CallSummary>,
 }
 
@@ -147,10 +147,12 @@ impl Summary {
             covered_seconds,
             ..Snapshot::default()
         };
+        let mut calls = Vec::new();
         for (key, sums) in merged {
-            let Some(duration) = sums.duration.as_ref().map(Percentiles::of) else {
+            let Some(durations) = &sums.duration else {
                 continue;
             };
+            let duration = Percentiles::of(durations);
             let traffic = Traffic {
                 count: sums.count,
                 rate: sums.count as f64 / covered_seconds,
@@ -168,15 +170,21 @@ impl Summary {
                     traffic,
                     per_second: sums.per_second,
                 }),
-                What::Calls { product, operation } => snapshot.calls.push(CallSummary {
-                    service: key.service,
-                    product: product.into(),
-                    operation,
-                    traffic,
-                    took: sums.took.as_ref().map(Percentiles::of),
-                }),
+                What::Calls { product, operation } => {
+                    let call = CallSummary {
+                        service: key.service,
+                        product: product.into(),
+                        operation,
+                        traffic,
+                        took: sums.took.as_ref().map(Percentiles::of),
+                    };
+                    calls.push((durations.mean() * durations.len() as f64, call));
+                }
             }
         }
+        // Those of equal time stay by their names.
+        calls.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        snapshot.calls = calls.into_iter().map(|(_, call)| call).collect();
         snapshot
     }
 }
@@ -293,7 +301,8 @@ impl Equivalent<Key> for KeyRef<'_> {
 
 #[derive(Default)]
 struct Table {
-    windows: HashMap<Key, Window>,
+    /// Boxed: a table has twice the places that it needs at times, and a window is large.
+    windows: HashMap<Key, Box<Window>>,
 }
 
 impl Table {

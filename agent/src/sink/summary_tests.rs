@@ -147,6 +147,26 @@ fn calls_tell_the_wire_and_the_server_apart() {
 }
 
 #[test]
+fn calls_are_ordered_by_the_time_that_they_took_in_all() {
+    let summary = Summary::starting_at(START_NS);
+    let (mut one, mut other) = (summary.worker(), summary.worker());
+    // Ten milliseconds each; the busiest is told by two workers, the name before it has fewer.
+    for (service, calls) in [("idle", 1), ("shop", 7), ("billing", 4), ("archive", 1)] {
+        for number in 0..calls {
+            let worker = if number % 2 == 0 {
+                &mut one
+            } else {
+                &mut other
+            };
+            worker.observe(&at(search(service), START_NS, 1.0));
+        }
+    }
+    let calls = summary.snapshot_at(START_NS + 2 * SECOND_NS).calls;
+    let services: Vec<_> = calls.iter().map(|call| &*call.service).collect();
+    assert_eq!(services, ["shop", "billing", "archive", "idle"]);
+}
+
+#[test]
 fn services_are_bounded_and_none_goes_uncounted() {
     let summary = Summary::starting_at(START_NS);
     let mut worker = summary.worker();

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object::read::ReadCache;
+use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSegment, SectionKind};
+use profile::go::GoTable;
 use profile::python::PythonFile;
 use profile::unwind::UnwindSections;
 use profile::v8::{V8, V8Error};
@@ -103,6 +105,13 @@ impl Executable {
         let cache = ReadCache::new(&self.file);
         let sections = UnwindSections::of_elf(&cache).ok()?;
         Some(read(&sections))
+    }
+
+    /// Hands over Go's own table of functions; `None` for a file that has none.
+    pub fn with_go_table<T>(&self, read: impl FnOnce(&GoTable<'_>) -> T) -> Option<T> {
+        let cache = ReadCache::new(&self.file);
+        let elf = ElfFile64::parse(&cache).ok()?;
+        Some(read(&GoTable::of_elf(&elf)?))
     }
 
     /// The CPython in the file, where there is one.

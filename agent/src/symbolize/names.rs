@@ -11,6 +11,7 @@ use blazesym::symbolize::evict::{self, Evict};
 use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Blazesym};
 use blazesym::{MaybeDefault, Pid};
+use profile::go::GoTable;
 use profile::{BuildId, SymbolizedFrame};
 
 use super::executable::{Executable, FileIdentity, Layout};
@@ -102,13 +103,13 @@ impl Names {
         };
         let unknown = missing(functions, addresses);
         if !unknown.is_empty() {
-            let (path, layout) = (executable.reopen_path(), Arc::clone(layout));
+            let (executable, layout) = (Arc::clone(executable), Arc::clone(layout));
             let trusted = |symbol: &Sym<'_>, address| {
                 symbol.size.is_some()
                     || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
                         && layout.same_section(symbol.addr, address))
             };
-            let mut elf = Elf::new(path);
+            let mut elf = Elf::new(executable.reopen_path());
             let addresses = || Input::VirtOffset(unknown.as_slice());
             let mut found = self.symbolize(&Source::from(elf.clone()), addresses(), trusted);
             if found.is_none() {
@@ -116,7 +117,17 @@ impl Names {
                 elf.debug_syms = false;
                 found = self.symbolize(&Source::from(elf), addresses(), trusted);
             }
-            let found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
+            let mut found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
+            if found.iter().any(Vec::is_empty) {
+                let texts = &mut self.texts;
+                executable.with_go_table(|table| {
+                    for (functions, address) in found.iter_mut().zip(&unknown) {
+                        if functions.is_empty() {
+                            functions.extend(go_function(table, *address, texts));
+                        }
+                    }
+                });
+            }
             if let Some(file) = self.files.get_mut(&identity) {
                 file.functions.extend(unknown.into_iter().zip(found));
             }
@@ -248,6 +259,21 @@ fn functions(symbol: &Sym<'_>, texts: &mut HashSet<Arc<str>>) -> Functions {
         .collect();
     functions.push(function(&symbol.name, symbol.code_info.as_deref(), texts));
     functions
+}
+
+/// A function of a Go program without symbols. What was inlined into it is not told apart.
+fn go_function(
+    table: &GoTable<'_>,
+    address: u64,
+    texts: &mut HashSet<Arc<str>>,
+) -> Option<SymbolizedFrame> {
+    let function = table.find(address)?;
+    let (file, line) = function.source_at(address).unzip();
+    Some(SymbolizedFrame {
+        name: intern(texts, function.name()?),
+        file: file.map(|file| intern(texts, file)),
+        line,
+    })
 }
 
 fn function(

@@ -605,6 +605,43 @@ mod tests {
     }
 
     #[test]
+    fn a_function_takes_the_place_of_a_frame_that_says_less() {
+        let mut table = FrameTable::default();
+        let mapping = Some(table.mapping(kernel_mapping));
+        let key = ImageKey::of(&thread(1));
+        let mut push = |address, mapping, name: &str| {
+            let frame = table.frame(Place::Own(key, address), address, mapping);
+            let named = SymbolizedFrame {
+                name: name.into(),
+                file: None,
+                line: None,
+            };
+            table.frames[frame]
+                .functions
+                .extend((!name.is_empty()).then_some(named));
+            frame
+        };
+        let mark = push(1, None, "[jit node]");
+        let nameless = push(2, None, "");
+        let trampoline = push(3, mapping, "Builtins_InterpreterEntryTrampoline");
+        let builtin = push(4, mapping, "Builtins_LoadIC");
+        let listed = push(5, None, "JS:*f x.js:1:2");
+        let script = push(6, None, "f");
+        table.scripts.insert(script);
+        for (frame, expected) in [
+            (mark, vec![script]),
+            (nameless, vec![script]),
+            (trampoline, vec![script]),
+            (builtin, vec![builtin, script]),
+            (listed, vec![listed]),
+        ] {
+            let mut frames = vec![frame, script, mark];
+            table.join_scripts(&mut frames);
+            assert_eq!(frames, [expected, vec![mark]].concat());
+        }
+    }
+
+    #[test]
     fn what_is_no_code_ends_the_stack() {
         let resolved = resolved(&[address(), 0x10, address()], false);
         assert_eq!(resolved.samples[0].frames.len(), 1);

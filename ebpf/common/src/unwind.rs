@@ -15,14 +15,20 @@ pub const PAGE_SHIFT: u32 = 10;
 /// Bytes of such a page.
 pub const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
 
-/// Rows in an element of the map `UNWIND_ROWS`: one page has no more.
+/// Rows in an element of a chunk of `UNWIND_ROWS`: one page has no more.
 pub const BLOCK_ROWS: usize = 1024;
 
-/// Elements of `UNWIND_ROWS`: 16 MiB, 4 million rows.
-pub const MAX_BLOCKS: usize = 4096;
+/// Blocks of a chunk: 256 KiB, which the kernel has no memory for until a block of it is needed.
+pub const CHUNK_BLOCKS: usize = 64;
 
-/// Elements of `UNWIND_PAGES`: 3 MiB, for 768 MiB of code.
-pub const MAX_PAGES: usize = 768 * 1024;
+/// Blocks of all chunks together: 32 MiB, 8 million rows.
+pub const MAX_BLOCKS: usize = 128 * CHUNK_BLOCKS;
+
+/// Pages of a chunk of `UNWIND_PAGES`: 128 KiB, for 16 MiB of code.
+pub const CHUNK_PAGES: usize = 16 * 1024;
+
+/// Pages of all chunks together: 8 MiB, for 1 GiB of code.
+pub const MAX_PAGES: usize = 64 * CHUNK_PAGES;
 
 /// Elements of `UNWIND_RULES`; a row has 16 bits for its rule.
 pub const MAX_RULES: usize = 32 * 1024;
@@ -75,6 +81,9 @@ pub mod cfa_kind {
     pub const OUTERMOST: u8 = 8;
     /// There is one, found in a way that is not followed.
     pub const UNSUPPORTED: u8 = 9;
+    /// `rbp` was left as it was while the stack was changed for another, which may lie anywhere:
+    /// the caller is that of the frame that `rbp` belongs to.
+    pub const OTHER_STACK: u8 = 10;
 }
 
 /// Where the caller's `rbp` is.
@@ -130,29 +139,29 @@ pub const fn row_low(row: u32) -> u32 {
     row >> 16
 }
 
-/// An element of `UNWIND_PAGES`: the first row, counted over all blocks, and how many there are
-/// (1 to [`BLOCK_ROWS`]). All of them lie in one block.
+/// An element of a chunk of `UNWIND_PAGES`: the first row, counted over all blocks, and how many
+/// there are (1 to [`BLOCK_ROWS`]). All of them lie in one block.
 #[must_use]
-pub const fn page(first_row: u32, rows: u32) -> u32 {
-    first_row << 10 | (rows - 1) & 1023
+pub const fn page(first_row: u32, rows: u32) -> u64 {
+    (first_row as u64) << 10 | ((rows - 1) & 1023) as u64
 }
 
-/// Index of a page's block in `UNWIND_ROWS`.
+/// Index of a page's block.
 #[must_use]
-pub const fn page_block(page: u32) -> u32 {
-    page >> 20
+pub const fn page_block(page: u64) -> u32 {
+    (page >> 20) as u32
 }
 
 /// Index of a page's first row in its block.
 #[must_use]
-pub const fn page_first(page: u32) -> u32 {
-    page >> 10 & 1023
+pub const fn page_first(page: u64) -> u32 {
+    (page >> 10) as u32 & 1023
 }
 
 /// Index of a page's last row, counted from its first.
 #[must_use]
-pub const fn page_last(page: u32) -> u32 {
-    page & 1023
+pub const fn page_last(page: u64) -> u32 {
+    page as u32 & 1023
 }
 
 /// An executable range of a process. A process's ranges stand in order of their addresses.
@@ -273,6 +282,9 @@ pub fn caller(
     if kind == cfa_kind::SIGNAL {
         return interrupted(frame, machine);
     }
+    if kind == cfa_kind::OTHER_STACK {
+        return caller_by_frame_pointer(frame, machine);
+    }
     let cfa = match kind {
         cfa_kind::SP => frame.sp.wrapping_add(offset),
         cfa_kind::FP => frame.fp.wrapping_add(offset),
@@ -370,7 +382,7 @@ const _: () = {
     assert!(size_of::<UnwindRule>() == 8);
     assert!(size_of::<UnwindMapping>() == 32);
     assert!(size_of::<UnwindProcess>() == 24);
-    assert!(MAX_BLOCKS * BLOCK_ROWS == 1 << 22);
+    assert!(MAX_BLOCKS * BLOCK_ROWS == 1 << 23);
     assert!(BLOCK_ROWS as u64 >= PAGE_BYTES);
 };
 

@@ -84,7 +84,7 @@ for tap in socket fentry walk; do
     passed=0
     for suite in $(ls /suites); do
         # shellcheck disable=SC2046 # one word a line
-        E2E_PLAIN_TAP=1 E2E_TAP=$tap /suites/$suite --test-threads 1 $(cat /skipped) >/tmp/suite 2>&1 || {
+        E2E_TAP=$tap /suites/$suite --test-threads 1 $(cat /skipped) >/tmp/suite 2>&1 || {
             cat /tmp/suite
             echo "GUEST-SUITES $tap: failed"
             exit 1

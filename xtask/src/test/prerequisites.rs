@@ -22,6 +22,12 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("curl", "curl", SERVERS),
     program("wrk", "wrk", SERVERS),
     program("hey", "hey", SERVERS),
+    // Other networks, other namespaces.
+    program("ip", "iproute2", &["breaks", "places"]),
+    program("apache2", "apache2-bin", &["places"]),
+    program("runc", "runc", &["places"]),
+    program("nginx", "nginx-light", &["breaks"]),
+    program("curl", "curl", &["breaks"]),
     // The monitoring side.
     program("prometheus", "prometheus", COLLECTOR),
     program("promtool", "prometheus", COLLECTOR),
@@ -29,6 +35,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("setpriv", "util-linux", SERVERS),
     program("chrt", "util-linux", &["waiting"]),
     program("bpftool", "bpftool", SERVERS),
+    // Calls that can't be read; a program that writes into the agent's rings.
+    program("gcc", "gcc", LOSSES),
+    program("clang", "clang", LOSSES),
+    program("bpftool", "bpftool", LOSSES),
+    program("curl", "curl", LOSSES),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
     program("gcc", "gcc", &["transfers"]),
@@ -95,6 +106,8 @@ const PYTHON: &[&str] = &[
     "waiting",
     "elasticsearch",
     "elasticsearch_services",
+    "breaks",
+    "places",
     "deploy",
     "profile_push",
     "python_profile",
@@ -114,6 +127,7 @@ const SEARCH_ANY: &[&str] = &[
     "elasticsearch_services",
     "elasticsearch_versions",
 ];
+const LOSSES: &[&str] = &["losses"];
 const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push", "off_cpu"];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];

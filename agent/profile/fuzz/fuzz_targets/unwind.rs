@@ -1,5 +1,5 @@
-//! Any bytes as an executable, and any bytes as the call frame information of one that is well
-//! formed otherwise, give a table within its bounds, whose every page can be searched.
+//! Any bytes as an executable, and any bytes as the call frame information or Go's table of one that
+//! is well formed otherwise, give a table within its bounds, whose every page can be searched.
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
@@ -10,6 +10,7 @@ enum Input<'a> {
     File(&'a [u8]),
     EhFrame(&'a [u8]),
     DebugFrame(&'a [u8]),
+    Go(&'a [u8]),
 }
 
 fuzz_target!(|input: Input<'_>| {
@@ -17,6 +18,7 @@ fuzz_target!(|input: Input<'_>| {
         Input::File(bytes) => build(bytes),
         Input::EhFrame(bytes) => build(&executable(b".eh_frame\0", bytes)),
         Input::DebugFrame(bytes) => build(&executable(b".debug_frame\0", bytes)),
+        Input::Go(bytes) => build(&executable(b".gopclntab\0", bytes)),
     }
 });
 
@@ -35,11 +37,15 @@ fn build(bytes: &[u8]) {
     }
 }
 
-/// An ELF file with 64 MiB of code at 1 MiB and one section.
+/// How a function of Go's begins, again and again: its table is believed where it does.
+const CODE_BYTES: [u8; 16] = [0x49, 0x3b, 0x66, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// An ELF file with 64 MiB of code at 1 MiB, of which the first 4 KiB are there, and one section.
 fn executable(name: &[u8], content: &[u8]) -> Vec<u8> {
     const CODE: u64 = 1 << 20;
     let names = [b"\0", name, b".shstrtab\0"].concat();
-    let content_at = 64 + 56;
+    let code_at = 64 + 56;
+    let content_at = code_at + 4096;
     let names_at = content_at + content.len();
     let sections_at = names_at + names.len();
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
@@ -51,8 +57,9 @@ fn executable(name: &[u8], content: &[u8]) -> Vec<u8> {
     file.extend(sizes.iter().flat_map(|size| size.to_le_bytes()));
     // PT_LOAD, readable and executable.
     file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    let segment = [CODE, CODE, CODE, 64 << 20, 64 << 20, 4096];
+    let segment = [code_at as u64, CODE, CODE, 64 << 20, 64 << 20, 1];
     file.extend(segment.iter().flat_map(|word: &u64| word.to_le_bytes()));
+    file.extend(CODE_BYTES.repeat(4096 / 16));
     file.extend(content);
     file.extend(&names);
     let mut section = |name: u32, kind: u32, at: usize, len: usize| {

@@ -7,10 +7,11 @@ use gimli::{
     UnwindContext, UnwindSection,
 };
 
-use super::Statistics;
 use super::elf::{CodeSegment, UnwindSections};
 use super::rule::{self, Reader, Storage};
 use super::table::{Builder, UnwindTable};
+use super::{Statistics, go};
+use crate::go::GoFunction;
 
 /// Common entries that are kept parsed: files have a handful.
 const MAX_COMMON_ENTRIES: usize = 256;
@@ -23,10 +24,20 @@ const ALIGNMENT: u64 = 16;
 struct Function {
     start: u64,
     end: u64,
-    /// Offset of its entry in the section.
+    source: Source,
+    /// Offset of its entry in the section, or its index in Go's table.
     entry: usize,
-    /// `.debug_frame` gives way to `.eh_frame`, which is kept correct for exceptions.
-    is_debug: bool,
+}
+
+/// What describes a function: of several, the first stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// `.eh_frame`, which is kept correct for exceptions.
+    EhFrame,
+    /// Go's own table, which knows where stacks end, as `.debug_frame` does not.
+    Go,
+    /// `.debug_frame`
+    DebugFrame,
 }
 
 impl UnwindTable {
@@ -42,15 +53,28 @@ impl UnwindTable {
             Evaluation::new(debug_frame, &bases, sections.debug_frame.bytes.len());
 
         let mut functions = Vec::new();
-        eh_frame.list(&mut functions, sections.code(), false);
-        debug_frame.list(&mut functions, sections.code(), true);
-        functions.sort_unstable_by_key(|function| (function.start, function.is_debug));
+        eh_frame.list(&mut functions, sections.code(), Source::EhFrame);
+        debug_frame.list(&mut functions, sections.code(), Source::DebugFrame);
+        if let Some(table) = &sections.go {
+            functions.extend((0..table.len()).filter_map(|entry| {
+                let function = table.get(entry)?;
+                Some(Function {
+                    start: function.start - u64::from(go::is_signal_return(function)),
+                    end: function.end,
+                    source: Source::Go,
+                    entry,
+                })
+            }));
+        }
+        functions.sort_unstable_by_key(|function| (function.start, function.source));
 
         let mut builder = Builder::new(functions.first().map_or(0, |first| first.start));
         let mut statistics = Statistics {
             functions: functions.len(),
             ..Statistics::default()
         };
+        // Rules that may still be read: functions of a damaged table could share them all.
+        let mut go_budget = sections.go.map_or(0, |table| table.bytes().len());
         let mut from = 0;
         for (index, function) in functions.iter().enumerate() {
             // What an earlier description said stands, and the next one begins where it begins.
@@ -59,10 +83,24 @@ impl UnwindTable {
             if range.0 >= range.1 {
                 continue;
             }
-            let evaluated = if function.is_debug {
-                debug_frame.evaluate(function, range, &mut builder, &mut statistics)
-            } else {
-                eh_frame.evaluate(function, range, &mut builder, &mut statistics)
+            let evaluated = match function.source {
+                Source::EhFrame => {
+                    eh_frame.evaluate(function, range, &mut builder, &mut statistics)
+                }
+                Source::DebugFrame => {
+                    debug_frame.evaluate(function, range, &mut builder, &mut statistics)
+                }
+                Source::Go => (sections.go.as_ref())
+                    .and_then(|table| table.get(function.entry))
+                    .and_then(|function| {
+                        go_rows(
+                            function,
+                            range,
+                            &mut go_budget,
+                            &mut builder,
+                            &mut statistics,
+                        )
+                    }),
             };
             if evaluated.is_none() {
                 statistics.unreadable += 1;
@@ -75,6 +113,33 @@ impl UnwindTable {
         }
         builder.finish(statistics)
     }
+}
+
+/// Adds the rows of a function of Go's within `range`; `None` at a limit.
+fn go_rows(
+    function: GoFunction<'_, '_>,
+    range: (u64, u64),
+    budget: &mut usize,
+    builder: &mut Builder,
+    statistics: &mut Statistics,
+) -> Option<()> {
+    for (start, rule) in go::rules(function) {
+        *budget = budget.checked_sub(1).or_else(|| {
+            statistics.truncated = true;
+            None
+        })?;
+        if start >= range.1 {
+            break;
+        }
+        if rule == rule::UNSUPPORTED {
+            statistics.unsupported += 1;
+        }
+        if !builder.add(start.max(range.0), rule) {
+            statistics.truncated = true;
+            return None;
+        }
+    }
+    Some(())
 }
 
 /// One section as it is evaluated.
@@ -105,7 +170,7 @@ where
 
     /// Adds the functions that lie in `code`. What follows an entry that cannot be read is left
     /// out: its length may be wrong as well.
-    fn list(&mut self, functions: &mut Vec<Function>, code: &[CodeSegment], is_debug: bool) {
+    fn list(&mut self, functions: &mut Vec<Function>, code: &[CodeSegment], source: Source) {
         let section = self.section.clone();
         let mut entries = section.entries(self.bases);
         while let Ok(Some(entry)) = entries.next() {
@@ -128,7 +193,7 @@ where
                     start,
                     end,
                     entry: parsed.offset(),
-                    is_debug,
+                    source,
                 });
             }
         }

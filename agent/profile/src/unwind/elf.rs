@@ -6,6 +6,7 @@ use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, Object as _, ObjectSection as _, ReadRef};
 
 use super::{MAX_SECTION_BYTES, UnwindError};
+use crate::go::GoTable;
 
 /// A section's bytes and the address that the file gives to the first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +56,7 @@ const MEMORY_PAGE_BYTES: u64 = 4096;
 pub struct UnwindSections<'data> {
     pub(super) eh_frame: Section<'data>,
     pub(super) debug_frame: Section<'data>,
+    pub(super) go: Option<GoTable<'data>>,
     /// Executable segments by address.
     code: Vec<CodeSegment>,
     pub(super) text_address: u64,
@@ -104,7 +106,7 @@ impl<'data> UnwindSections<'data> {
                 return Err(UnwindError::TooLong(len));
             }
             // A section that cannot be read is treated as absent, and so is a compressed one
-            // (`.debug_frame` alone is ever compressed).
+            // (`.debug_frame` alone is ever compressed, by Go, whose own table says more).
             let format = section.compressed_file_range().map(|range| range.format);
             if format.ok() == Some(object::CompressionFormat::None) {
                 *target = Section {
@@ -116,6 +118,7 @@ impl<'data> UnwindSections<'data> {
         if sections.eh_frame.bytes.is_empty() {
             sections.eh_frame = eh_frame_by_header(&elf).unwrap_or_default();
         }
+        sections.go = GoTable::of_elf(&elf);
         Ok(sections)
     }
 
@@ -128,12 +131,13 @@ impl<'data> UnwindSections<'data> {
     /// Is there anything to build rows from?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.eh_frame.bytes.is_empty() && self.debug_frame.bytes.is_empty()
+        self.content().all(<[u8]>::is_empty)
     }
 
     /// The bytes that decide what the rows will be: for telling equal files.
     pub fn content(&self) -> impl Iterator<Item = &'data [u8]> {
-        [self.eh_frame.bytes, self.debug_frame.bytes].into_iter()
+        let go = self.go.map_or(&[] as &[u8], |table| table.bytes());
+        [self.eh_frame.bytes, self.debug_frame.bytes, go].into_iter()
     }
 
     /// Where sections and code lie: the rest of what decides.
@@ -143,6 +147,7 @@ impl<'data> UnwindSections<'data> {
             self.debug_frame.address,
             self.text_address,
             self.got_address,
+            self.go.map_or(0, |table| table.text_address()),
         ];
         let code = self.code.iter().flat_map(|code| [code.address, code.end]);
         addresses.into_iter().chain(code)

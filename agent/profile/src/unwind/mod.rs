@@ -1,11 +1,13 @@
 //! How to find callers in code without frame pointers: unwind rows from `.eh_frame` and
-//! `.debug_frame` (DWARF 5 §6.4, and the LSB's "Exception Frames"), as the kernel side walks them.
+//! `.debug_frame` (DWARF 5 §6.4, and the LSB's "Exception Frames"), and from Go's own table, as the
+//! kernel side walks them.
 //!
 //! A file is input from outside: whatever it holds, reading it takes time and memory in proportion
 //! to its length, within the limits below.
 
 mod cfi;
 mod elf;
+mod go;
 mod rule;
 mod table;
 

@@ -1,10 +1,11 @@
 //! Segments, cursors and ends in any order, with any offsets, never panic; what is in flight stays
 //! within its bound, nothing is in flight when the connection has ended, and every request head is
-//! one exchange by then.
+//! one exchange by then. A connection that rests whenever it can tells the same.
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Segment};
+use protocol::observation::Exchange;
+use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Loss, Segment};
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Step<'a> {
@@ -43,31 +44,46 @@ fuzz_target!(|steps: Vec<Step<'_>>| {
         ..Limits::default()
     };
     let mut connection = Connection::new(limits);
+    // Take turns with what the connection is whenever it rests.
+    let mut turns = [Connection::new(limits), Connection::new(limits)];
     // Some connections are seen from their first byte.
     if steps.len() % 2 == 0 {
         connection.handle_open();
+        turns[0].handle_open();
     }
     let mut cursors = [Cursor::default(); 2];
     let mut now_ns = 0;
     let (mut heads, mut ended) = (0, 0);
     for step in &steps {
         now_ns += 1;
+        apply(step, &mut turns[0], &mut cursors.clone(), now_ns);
         apply(step, &mut connection, &mut cursors, now_ns);
         assert!(connection.in_flight() <= limits.requests_in_flight);
-        while let Some(exchange) = connection.poll_observation() {
-            assert!(exchange.path.len() <= 1024);
-            ended += 1;
-        }
-        while let Some((_, more)) = connection.poll_heads() {
-            heads += more;
-        }
+        let told = take_out(&mut connection);
+        assert_eq!(told, take_out(&mut turns[0]));
+        let (exchanges, _, more) = told;
+        assert!(exchanges.iter().all(|it| it.path.len() <= 1024));
+        ended += exchanges.len() as u64;
+        heads += more;
         assert_eq!(heads, ended + connection.in_flight() as u64);
-        while connection.poll_loss().is_some() {}
+        if let Some(resting) = turns[0].rest() {
+            turns.reverse();
+            turns[0].resume(resting);
+        }
     }
     connection.handle_close(true, true, CloseReason::Fin, now_ns);
     assert_eq!(connection.in_flight(), 0);
     assert!(connection.is_idle());
 });
+
+/// What came of a connection: exchanges, losses, and request heads.
+fn take_out(connection: &mut Connection) -> (Vec<Exchange>, Vec<Loss>, u64) {
+    (
+        std::iter::from_fn(|| connection.poll_observation()).collect(),
+        std::iter::from_fn(|| connection.poll_loss()).collect(),
+        std::iter::from_fn(|| connection.poll_heads().map(|(_, heads)| heads)).sum(),
+    )
+}
 
 fn apply(step: &Step<'_>, connection: &mut Connection, cursors: &mut [Cursor; 2], now_ns: u64) {
     match step {

@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use protocol::elasticsearch::{Cluster, HandledBy, Request, Response, is_candidate, observe, product_from_header};
+use protocol::elasticsearch::{
+    Cluster, HandledBy, Request, Response, is_candidate, observe, product_from_header,
+};
 use protocol::observation::SearchProduct;
 
 #[derive(Debug, arbitrary::Arbitrary)]

@@ -83,7 +83,10 @@ impl Connection {
         let role = role(direction);
         self.heads[role as usize] += 1;
         let mut entry = match &parsed {
-            Some(parsed) => InFlight::new(role, parsed, head.first_ns, head.last_ns),
+            Some(parsed) => {
+                let spare = self.spare.take();
+                InFlight::new(role, parsed, head.first_ns, head.last_ns, spare)
+            }
             None => InFlight::unparsed(role, head.first_ns, head.last_ns),
         };
         let framing = match &parsed {

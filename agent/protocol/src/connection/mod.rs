@@ -2,6 +2,7 @@
 
 mod messages;
 mod reading;
+mod resting;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::pairing::Pairing;
 use crate::parking::Parking;
 use crate::segment::{Limits, Segment};
 use crate::stream::Stream;
+
+pub use resting::Resting;
 
 /// What is known of one connection.
 ///
@@ -41,6 +44,8 @@ pub struct Connection {
     /// Request heads that [`Self::poll_heads`] has not told of, by role.
     heads: [u64; 2],
     observations: VecDeque<Exchange>,
+    /// An exchange that is over, for the memory of its texts.
+    spare: Option<Exchange>,
     losses: Losses,
 }
 
@@ -61,6 +66,7 @@ impl Connection {
             delivery: Delivery::default(),
             heads: [0; 2],
             observations: VecDeque::new(),
+            spare: None,
             losses: Losses::default(),
         }
     }
@@ -172,12 +178,13 @@ impl Connection {
 
     /// The next exchange that has ended; `None` when there is none.
     pub fn poll_observation(&mut self) -> Option<Exchange> {
-        let next = self.observations.pop_front();
-        if next.is_none() {
-            // Most connections are idle most of the time, and there are many.
-            self.observations = VecDeque::new();
-        }
-        next
+        self.observations.pop_front()
+    }
+
+    /// Takes an exchange back that [`Self::poll_observation`] gave, when all have been told of it: the
+    /// next one needs no memory of its own then.
+    pub fn recycle(&mut self, exchange: Exchange) {
+        self.spare = Some(exchange);
     }
 
     /// How many request heads were seen since the last call, one role at a time; `None` when there

@@ -98,6 +98,39 @@ enum State {
     Opaque,
 }
 
+/// What a direction is at while nothing is under way in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// See [`State::Head`].
+    Head,
+    /// See [`State::OutOfStep`].
+    OutOfStep { reason: LossReason, told: bool },
+    /// See [`State::Opaque`].
+    Opaque,
+}
+
+impl Pause {
+    /// What comes first may be the middle of a message.
+    pub(crate) const FIRST: Self = Self::OutOfStep {
+        reason: LossReason::NotHttp,
+        told: false,
+    };
+}
+
+impl From<Pause> for State {
+    fn from(pause: Pause) -> Self {
+        match pause {
+            Pause::Head => Self::Head,
+            Pause::OutOfStep { reason, told } => Self::OutOfStep {
+                reason,
+                told,
+                passed: None,
+            },
+            Pause::Opaque => Self::Opaque,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Decoder {
     state: State,
@@ -113,19 +146,35 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// A decoder that waits for its first message: what comes before may be the middle of one.
-    pub(crate) const fn new(buffer_limit: usize) -> Self {
+    pub(crate) fn new(buffer_limit: usize) -> Self {
         Self {
-            state: State::OutOfStep {
-                reason: LossReason::NotHttp,
-                told: false,
-                passed: None,
-            },
+            state: Pause::FIRST.into(),
             buffer: Vec::new(),
             buffer_limit,
             first_ns: 0,
             last_ns: 0,
             expected: None,
         }
+    }
+
+    /// What the direction is at, if nothing is under way in it.
+    pub(crate) fn pause(&self) -> Option<Pause> {
+        match self.state {
+            State::Head if self.buffer.is_empty() => Some(Pause::Head),
+            State::OutOfStep {
+                reason,
+                told,
+                passed: None,
+            } => Some(Pause::OutOfStep { reason, told }),
+            State::Opaque => Some(Pause::Opaque),
+            State::Head | State::Body(_) | State::OutOfStep { .. } => None,
+        }
+    }
+
+    /// Goes on where a decoder paused that carried messages of the `expected` kind.
+    pub(crate) fn resume(&mut self, pause: Pause, expected: Option<Kind>) {
+        self.state = pause.into();
+        self.expected = expected;
     }
 
     /// Tells which kind of message this direction carries.

@@ -12,6 +12,8 @@ use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Loss, Segment
 
 pub struct Wire {
     pub connection: Connection,
+    /// Takes over whenever the other one rests: nothing may come from what it carried before.
+    other: Connection,
     requests: Direction,
     /// How far [requests, responses] have come.
     cursors: [Cursor; 2],
@@ -19,6 +21,7 @@ pub struct Wire {
     pub now_ns: u64,
     /// When the first byte of the next segment arrived.
     pub arrived_ns: Option<u64>,
+    ended: Vec<Exchange>,
     losses: Vec<Loss>,
 }
 
@@ -36,10 +39,12 @@ impl Wire {
     pub fn new(requests: Direction, limits: Limits) -> Self {
         Self {
             connection: Connection::new(limits),
+            other: Connection::new(limits),
             requests,
             cursors: [Cursor::default(); 2],
             now_ns: 0,
             arrived_ns: None,
+            ended: Vec::new(),
             losses: Vec::new(),
         }
     }
@@ -93,6 +98,7 @@ impl Wire {
             previous_ns: previous.last_ns,
             arrived_ns: self.arrived_ns.take(),
         });
+        self.take_turns();
     }
 
     /// The agent asks the kernel side how far the connection has come.
@@ -102,6 +108,7 @@ impl Wire {
             let direction = self.direction(is_request);
             self.connection.handle_progress(direction, cursor);
         }
+        self.take_turns();
     }
 
     pub fn close(&mut self, reason: CloseReason) {
@@ -117,10 +124,12 @@ impl Wire {
         };
         self.connection
             .handle_close(ingress, egress, reason, self.now_ns);
+        self.take_turns();
     }
 
     pub fn exchanges(&mut self) -> Vec<Exchange> {
-        std::iter::from_fn(|| self.connection.poll_observation()).collect()
+        self.take_out();
+        std::mem::take(&mut self.ended)
     }
 
     /// The one exchange that has ended.
@@ -131,14 +140,38 @@ impl Wire {
     }
 
     pub fn losses(&mut self) -> Vec<Loss> {
-        let connection = &mut self.connection;
-        self.losses
-            .extend(std::iter::from_fn(|| connection.poll_loss()));
+        self.take_out();
         self.losses.clone()
     }
 
     pub fn assert_nothing_lost(&mut self) {
         assert_eq!(self.losses(), Vec::new());
+    }
+
+    /// As the agent does: what ended is taken out, and a connection with nothing under way rests.
+    fn take_turns(&mut self) {
+        self.take_out();
+        if let Some(resting) = self.connection.rest() {
+            std::mem::swap(&mut self.connection, &mut self.other);
+            self.connection.resume(resting);
+        }
+    }
+
+    fn take_out(&mut self) {
+        while self.connection.poll_heads().is_some() {}
+        while let Some(exchange) = self.connection.poll_observation() {
+            self.connection.recycle(exchange.clone());
+            self.ended.push(exchange);
+        }
+        while let Some(loss) = self.connection.poll_loss() {
+            match self.losses.iter_mut().find(|it| it.reason == loss.reason) {
+                Some(known) => {
+                    known.count += loss.count;
+                    known.bytes += loss.bytes;
+                }
+                None => self.losses.push(loss),
+            }
+        }
     }
 
     fn direction(&self, is_request: bool) -> Direction {

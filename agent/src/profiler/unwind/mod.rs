@@ -401,7 +401,7 @@ impl Worker {
             );
         }
         loop {
-            match self.tables.load(&self.maps, key, &table) {
+            match self.tables.load(&mut self.maps, key, &table) {
                 Ok(()) => return Some(key),
                 Err(LoadError::Full) if self.tables.give_up_one() || self.give_up_process() => {
                     thread::sleep(REST);

@@ -118,7 +118,7 @@ impl Tables {
     /// See [`LoadError`]; the table is not there then.
     pub(super) fn load(
         &mut self,
-        maps: &UnwindMaps,
+        maps: &mut UnwindMaps,
         key: TableKey,
         table: &UnwindTable,
     ) -> Result<(), LoadError> {
@@ -270,7 +270,7 @@ impl Packed {
     }
 }
 
-fn write(maps: &UnwindMaps, packed: &Packed, loaded: &Loaded) -> io::Result<()> {
+fn write(maps: &mut UnwindMaps, packed: &Packed, loaded: &Loaded) -> io::Result<()> {
     let calls = loaded.blocks.chunks(BLOCKS_A_CALL);
     for (indexes, blocks) in calls.zip(packed.blocks.chunks(BLOCKS_A_CALL)) {
         maps.set_rows(indexes, blocks)?;

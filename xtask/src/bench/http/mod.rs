@@ -9,6 +9,7 @@ mod footprint;
 mod nginx;
 mod others;
 mod throughput;
+mod times;
 mod wrk;
 
 use std::collections::BTreeSet;
@@ -56,6 +57,8 @@ enum Subject {
     Footprint,
     /// New processes: when their first exchange shows on /metrics
     FirstExchange,
+    /// A server that takes the time itself: how far the agent's durations are off
+    Times,
     /// redis-server under redis-benchmark, which is not HTTP
     Redis,
     /// PostgreSQL under pgbench, which is not HTTP
@@ -118,6 +121,7 @@ impl Subject {
             Self::Fastapi => fastapi::measure(setting),
             Self::Footprint => footprint::measure(setting),
             Self::FirstExchange => first_exchange::measure(setting),
+            Self::Times => times::measure(setting),
             Self::Redis => others::redis(setting),
             Self::Postgres => others::postgres(setting),
         }
@@ -137,6 +141,7 @@ impl Subject {
                 ("bpftool", "bpftool"),
                 ("prlimit", "util-linux"),
             ],
+            Self::Times => &[("gcc", "gcc"), ("taskset", "util-linux")],
             Self::Redis => &[
                 ("redis-server", "redis-server"),
                 ("redis-benchmark", "redis-tools"),
