@@ -8,33 +8,30 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::clock::{Clock, Ticks, monotonic_ns};
+use crate::clock::{Clock, monotonic_ns};
 use crate::cluster_poll;
-use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::health::Health;
 use crate::http::{self, Api, BindError};
-use crate::kernel_side::{self, KernelSide};
+use crate::kernel_side;
 use crate::older_sockets::OlderSockets;
 use crate::probes::attach::{self, AttachError};
 use crate::probes::load::{LoadError, Loaded, load};
-use crate::probes::maps::{Connections, KernelLosses};
 use crate::probes::programs::Programs;
 use crate::probes::release_memory;
-use crate::probes::ring::{Ring, RingError};
+use crate::probes::ring::RingError;
 use crate::process::ProcessTable;
-use crate::process_events::ProcessEvents;
 use crate::push::PushError;
-use crate::routes::{Routes, RoutesError};
-use crate::selection::Selection;
+use crate::requests::Requests;
+use crate::routes::RoutesError;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::{OtlpError, OtlpOptions, OtlpSink};
@@ -42,7 +39,6 @@ use crate::sink::prometheus::PrometheusSink;
 use crate::sink::slow::SlowCalls;
 use crate::sink::summary::Summary;
 use crate::start;
-use crate::tracker::Shared;
 
 /// How long the end may take: queued spans are sent for that long.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -136,35 +132,15 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     };
 
     // Workers: ring → decode → Connection → Observation → sinks.
-    let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
-    let kernel = Arc::new(kernel_side::Programs {
-        connections: Connections::take(&mut loaded.ebpf)?,
-        losses: KernelLosses::share(&loaded.ebpf)?,
-        process_events: ProcessEvents::new(
-            process_ring,
-            Arc::clone(&processes),
-            metrics.losses.clone(),
-        ),
-    });
-    let shared = Arc::new(Shared {
-        processes: Arc::clone(&processes),
-        selection: Selection::new(&config.targets)?,
-        routes: Routes::new(&config.routes)?,
-        clusters: Clusters::new(&config.elasticsearch.endpoints),
-        older_sockets: OnceLock::new(),
-        kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
-        losses: metrics.losses.clone(),
-        exchanges: metrics.exchanges.clone(),
-        ticks: Ticks::of_kernel(),
-        limits: Arc::new(start::limits(&config)),
-        stop: AtomicBool::new(false),
-    });
+    let requests = Arc::new(Requests::new(loaded.rings as usize));
+    let (shared, kernel) = start::share(&mut loaded, &config, &processes, &requests, &metrics)?;
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
     let host_name = Arc::from(OtlpOptions::default().host_name);
     let (profile_routes, push, interpreters) = start::profile_routes(
         &mut loaded,
         &config,
         &processes,
+        &requests,
         &metrics,
         &health,
         &host_name,

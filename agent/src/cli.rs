@@ -24,7 +24,7 @@ pub enum Command {
     /// Run the node agent until SIGTERM or SIGINT: attach, observe, export
     Run(RunArgs),
     /// Take one CPU profile without a running agent
-    Profile(ProfileArgs),
+    Profile(Box<ProfileArgs>),
     /// Tell what this kernel and these privileges allow, and which fallback is taken where
     Check(CheckArgs),
 }
@@ -74,6 +74,15 @@ pub struct ProfileArgs {
     /// Only threads of this name
     #[arg(long, value_name = "NAME")]
     pub thread: Option<String>,
+    /// Only what is proven to serve requests of this route (`/users/{id}`); HTTP is watched meanwhile
+    #[arg(long, value_name = "ROUTE")]
+    pub route: Option<String>,
+    /// Only what is proven to serve requests with this method
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// Only what is proven to wait for this Elasticsearch operation (`search`); see --off-cpu
+    #[arg(long, value_name = "OPERATION")]
+    pub operation: Option<String>,
     /// How long, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     pub seconds: u64,

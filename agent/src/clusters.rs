@@ -10,6 +10,8 @@ use std::sync::{PoisonError, RwLock};
 use protocol::elasticsearch::Cluster;
 use protocol::observation::SearchProduct;
 
+use crate::probes::maps::ClusterEndpoints;
+
 /// Most endpoints that are remembered; a host that has this many clusters keeps the first.
 const MAX_ENDPOINTS: usize = 1024;
 
@@ -22,14 +24,19 @@ const MAX_PREFIXES: usize = 8;
 pub struct Clusters {
     endpoints: RwLock<HashMap<SocketAddr, Cluster>>,
     generation: AtomicU64,
+    /// Told of each endpoint, where it captures more of clusters' bodies.
+    kernel: Option<ClusterEndpoints>,
 }
 
 impl Clusters {
     /// Takes the configured endpoints (`host:port`, or `host:port/prefix` behind a proxy) in; one
     /// that does not resolve is logged, since it may be a cluster that is down today.
     #[must_use]
-    pub fn new(configured: &[String]) -> Self {
-        let clusters = Self::default();
+    pub fn new(configured: &[String], kernel: Option<ClusterEndpoints>) -> Self {
+        let clusters = Self {
+            kernel,
+            ..Self::default()
+        };
         for endpoint in configured {
             let (address, prefix) = split_prefix(endpoint);
             match address.to_socket_addrs() {
@@ -81,6 +88,9 @@ impl Clusters {
             prefixes.sort_by_key(|prefix| Reverse(prefix.len()));
             cluster.prefixes = prefixes.into();
         }
+        if let (None, Some(kernel)) = (&before, &self.kernel) {
+            kernel.insert(endpoint);
+        }
         if before.as_ref() != Some(&*cluster) {
             self.generation.fetch_add(1, Ordering::Release);
         }
@@ -106,7 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_learned_is_told() {
-        let clusters = Clusters::new(&["127.0.0.1:9200/es/".to_owned()]);
+        let clusters = Clusters::new(&["127.0.0.1:9200/es/".to_owned()], None);
         let endpoint: SocketAddr = "127.0.0.1:9200".parse().unwrap();
         let known = clusters.at(endpoint).unwrap();
         assert_eq!(known.product, SearchProduct::Elasticsearch);

@@ -9,6 +9,7 @@ use protocol::{Connection, Limits, Resting};
 
 use crate::observation::Endpoint;
 use crate::process::Process;
+use crate::requests::OpenStint;
 use crate::routes::ServiceRoutes;
 use crate::self_metrics::Counted;
 
@@ -54,6 +55,8 @@ pub struct Awake {
     pub connection: Connection,
     /// Its exchanges in flight, as the gauges count them.
     pub counted: Counted,
+    /// Its exchange in flight, and the thread that it is on.
+    pub stint: Option<OpenStint>,
 }
 
 impl Tracked {
@@ -224,11 +227,21 @@ impl Connections {
                 Box::new(Awake {
                     connection: Connection::new(Arc::clone(&self.limits)),
                     counted: Counted::default(),
+                    stint: None,
                 })
             });
             awake.connection.resume(std::mem::take(resting));
             entry.state = State::Awake(awake);
         }
+        match &mut entry.state {
+            State::Awake(awake) => Some((&mut entry.tracked, awake)),
+            State::Resting(_) => None,
+        }
+    }
+
+    /// The connection `id`, if something of it is under way.
+    pub fn awake_mut(&mut self, id: u64) -> Option<(&mut Tracked, &mut Awake)> {
+        let entry = &mut **self.by_id.get_mut(&id)?;
         match &mut entry.state {
             State::Awake(awake) => Some((&mut entry.tracked, awake)),
             State::Resting(_) => None,

@@ -1,29 +1,39 @@
 //! The steps of the start, each by itself; `agent.rs` has their order.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
 use aya_log::EbpfLogger;
+use ebpf_common::loss::LossReason;
+use prometheus::Registry;
 use protocol::Limits;
 use tokio::task::JoinHandle as JoinTask;
 
 use crate::agent::AgentError;
+use crate::clock::Ticks;
+use crate::clusters::Clusters;
 use crate::config::{Config, LogLevel, Sampling};
 use crate::health::{Health, Status};
 use crate::http;
-use crate::probes::attach::{Attached, ProbeReport};
+use crate::kernel_side::{self, KernelSide};
+use crate::probes::attach::{Attached, ProbeReport, attach};
 use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, RING_MAPS};
-use crate::probes::maps::KernelLosses;
+use crate::probes::maps::{ClusterEndpoints, Connections, KernelLosses};
 use crate::probes::mounts;
 use crate::probes::programs::Programs;
 use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::{Continuous, Interpreters, Profiler};
+use crate::process_events::ProcessEvents;
+use crate::profiler::{Continuous, Interpreters, LostRecords, Profiler, RequestSource};
 use crate::push::Push;
+use crate::requests::Requests;
+use crate::routes::Routes;
+use crate::selection::Selection;
 use crate::self_metrics::SelfMetrics;
 use crate::sink::Sink;
 use crate::sink::otlp::OtlpOptions;
@@ -41,12 +51,14 @@ const KERNEL_LOG_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) fn load_options(config: &Config) -> LoadOptions {
     LoadOptions {
         capture_bytes: config.capture.bytes,
+        body_bytes: config.elasticsearch.body_bytes,
         rings: config.capture.rings,
         ring_bytes: config.capture.ring_bytes,
         max_connections: config.capture.max_connections,
         tap: config.tap,
         queue_time: config.http.queue_time != Sampling::Off,
         delivery_time: config.http.delivery_time,
+        sample_times: true,
         verbose: config.log.level >= LogLevel::Debug,
     }
 }
@@ -130,6 +142,100 @@ pub(crate) fn follow_kernel_log(loaded: &mut Loaded) -> JoinTask<()> {
     })
 }
 
+/// What all workers look things up in, and the part of it that is the kernel side's.
+pub(crate) fn share(
+    loaded: &mut Loaded,
+    config: &Config,
+    processes: &Arc<ProcessTable>,
+    requests: &Arc<Requests>,
+    metrics: &SelfMetrics,
+) -> Result<(Arc<Shared>, Arc<kernel_side::Programs>), AgentError> {
+    let process_ring = Ring::take(&mut loaded.ebpf, "PROCESS_RING")?;
+    let kernel = kernel_side::Programs {
+        connections: Connections::take(&mut loaded.ebpf)?,
+        losses: KernelLosses::share(&loaded.ebpf)?,
+        process_events: ProcessEvents::new(
+            process_ring,
+            Arc::clone(processes),
+            metrics.losses.clone(),
+        ),
+    };
+    let kernel = Arc::new(kernel);
+    let kernel_clusters = match config.elasticsearch.body_bytes {
+        0 => None,
+        _ => Some(ClusterEndpoints::take(&mut loaded.ebpf)?),
+    };
+    let shared = Arc::new(Shared {
+        processes: Arc::clone(processes),
+        selection: Selection::new(&config.targets)?,
+        routes: Routes::new(&config.routes)?,
+        clusters: Clusters::new(&config.elasticsearch.endpoints, kernel_clusters),
+        older_sockets: OnceLock::new(),
+        kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
+        losses: metrics.losses.clone(),
+        exchanges: metrics.exchanges.clone(),
+        ticks: Ticks::of_kernel(),
+        requests: Arc::clone(requests),
+        limits: Arc::new(limits(config)),
+        stop: AtomicBool::new(false),
+    });
+    Ok((shared, kernel))
+}
+
+/// HTTP that is watched for nothing but the requests that threads serve. Dropping it ends that.
+pub(crate) struct WatchedRequests {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    programs: Loaded,
+}
+
+/// What [`WatchedRequests`] needs.
+pub(crate) fn load_options_for_requests(config: &Config) -> LoadOptions {
+    LoadOptions {
+        queue_time: false,
+        delivery_time: false,
+        ..load_options(config)
+    }
+}
+
+impl WatchedRequests {
+    /// Attaches what watches sockets.
+    pub(crate) fn start(
+        mut loaded: Loaded,
+        config: &Config,
+        processes: &Arc<ProcessTable>,
+    ) -> Result<(RequestSource, Self), AgentError> {
+        let metrics = SelfMetrics::new(&Registry::new())?;
+        let requests = Arc::new(Requests::new(loaded.rings as usize));
+        let (shared, _) = share(&mut loaded, config, processes, &requests, &metrics)?;
+        let lost = lost_records(&loaded.ebpf)?;
+        let workers = start_workers(&mut loaded, &shared, config, &Health::new(), Vec::new)?;
+        let mut watched = Self {
+            shared,
+            workers,
+            programs: loaded,
+        };
+        attach(&mut watched.programs)?;
+        let source = RequestSource {
+            requests,
+            lost,
+            outcomes: None,
+        };
+        Ok((source, watched))
+    }
+}
+
+impl Drop for WatchedRequests {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a worker had ended by a panic");
+            }
+        }
+    }
+}
+
 /// One thread a ring.
 pub(crate) fn start_workers(
     loaded: &mut Loaded,
@@ -143,7 +249,7 @@ pub(crate) fn start_workers(
     for (index, name) in RING_MAPS.iter().take(loaded.rings as usize).enumerate() {
         let ring = Ring::take(&mut loaded.ebpf, name)?;
         let health = health.clone();
-        let worker = Worker::new(ring, Arc::clone(shared), sinks(), capacity);
+        let worker = Worker::new(index, ring, Arc::clone(shared), sinks(), capacity);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || guard(index, &health, || worker.run()))
@@ -175,6 +281,7 @@ pub(crate) fn profile_routes(
     loaded: &mut Loaded,
     config: &Config,
     processes: &Arc<ProcessTable>,
+    requests: &Arc<Requests>,
     metrics: &SelfMetrics,
     health: &Health,
     host_name: &Arc<str>,
@@ -184,8 +291,16 @@ pub(crate) fn profile_routes(
             health.set("profiler", Status::Healthy, "");
             let samples = metrics.profile_samples.clone();
             let continuous = continuous(config, metrics);
-            let profiler = Profiler::new(sampler, Arc::clone(processes), Some(samples), continuous)
-                .map_err(|error| AgentError::System("cannot start the profiler", error))?;
+            let requests = RequestSource {
+                requests: Arc::clone(requests),
+                lost: lost_records(&loaded.ebpf)?,
+                outcomes: Some(metrics.profile_labels.clone()),
+            };
+            let processes = Arc::clone(processes);
+            let samples = Some(samples);
+            let profiler =
+                Profiler::new(sampler, processes, samples, continuous, Some(requests))
+                    .map_err(|error| AgentError::System("cannot start the profiler", error))?;
             let push = &config.profile.push;
             let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
             let interpreters = profiler.interpreters().clone();
@@ -203,6 +318,15 @@ pub(crate) fn profile_routes(
             Ok((router, None, Interpreters::default()))
         }
     }
+}
+
+/// Records lost that may have told of requests.
+pub(crate) fn lost_records(ebpf: &aya::Ebpf) -> Result<LostRecords, AgentError> {
+    let kernel = KernelLosses::share(ebpf)?;
+    Ok(Box::new(move || {
+        let reasons = [LossReason::RingFull, LossReason::ConnectionsFull];
+        reasons.map(|reason| kernel.total(reason)).iter().sum()
+    }))
 }
 
 /// What the configuration says of continuous profiling; `None` where it is off.

@@ -3,28 +3,26 @@
 //! Records of a connection are in order within its ring, so that a tracker shares nothing with
 //! the others but what it looks up: processes, routes, known clusters.
 
-use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use ebpf_common::connection::{
-    ConnectionClosed, ConnectionOpened, SocketData, busy_ticks, closed, data_flags,
-};
+use ebpf_common::connection::{ConnectionClosed, ConnectionOpened, SocketData, closed};
 use hashbrown::HashSet;
-use protocol::observation::{Exchange, Outcome, Role};
-use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting, Segment};
+use protocol::{CloseReason, Connection, Cursor, Direction, Limits, Resting};
 
 use crate::clock::Ticks;
 use crate::clusters::Clusters;
-use crate::connections::{Answered, Awake, Connections, Origin, Tracked};
+use crate::connections::{Connections, Origin, Tracked};
 use crate::decode::{Event, decode};
+use crate::early::EarlyRecords;
 use crate::kernel_side::KernelSide;
-use crate::observation::{Delivery, Endpoint, Observation};
 use crate::older_sockets::OlderSockets;
+use crate::outlet::{Outlet, name_in_flight};
 use crate::process::{Process, ProcessTable};
+use crate::requests::{Requests, StintLog};
 use crate::routes::Routes;
 use crate::selection::Selection;
-use crate::self_metrics::{Exchanges, InFlight, Losses};
+use crate::self_metrics::{Exchanges, Losses};
 use crate::sink::Sink;
 
 /// What a tracker itself counts: stage and reason.
@@ -37,9 +35,6 @@ const WRONG_RING: (&str, &str) = ("decode", "wrong_ring");
 const CONNECTIONS_FULL: (&str, &str) = ("worker", "connections_full");
 /// A record of a connection whose opening was lost and that the kernel has forgotten.
 const UNKNOWN_CONNECTION: (&str, &str) = ("worker", "unknown_connection");
-
-/// Early records that are kept at a time: each is of a connection that lived for microseconds.
-const MAX_EARLY: usize = 64;
 
 /// What all workers look things up in.
 pub struct Shared {
@@ -61,6 +56,8 @@ pub struct Shared {
     pub exchanges: Exchanges,
     /// How long the kernel's ticks are.
     pub ticks: Ticks,
+    /// Which thread serves which request.
+    pub requests: Arc<Requests>,
     /// Bounds of one connection.
     pub limits: Arc<Limits>,
     /// Set when the agent ends.
@@ -70,34 +67,20 @@ pub struct Shared {
 /// See the module's description.
 pub struct Tracker {
     connections: Connections,
-    /// Records of connections whose opening is not known yet, the oldest first.
-    early: VecDeque<Early>,
+    early: EarlyRecords,
     outlet: Outlet,
 }
 
-/// Where what a connection has finished goes.
-struct Outlet {
-    shared: Arc<Shared>,
-    sinks: Vec<Box<dyn Sink>>,
-    /// Connections with a body whose end only the kernel's cursor tells.
-    awaiting: HashSet<u64>,
-    in_flight: InFlight,
-}
-
-/// Two threads of a process may move the first bytes of a connection at the same time: the one that
-/// was second may find it in the kernel's map, and send its record, before the first one has told of
-/// the opening.
-struct Early {
-    id: u64,
-    record: Box<[u8]>,
-    /// The ring has been drained since.
-    is_late: bool,
-}
-
 impl Tracker {
-    /// Follows at most `capacity` connections and tells `sinks` of their exchanges.
+    /// Follows at most `capacity` connections, those of the worker `number`, and tells `sinks` of their
+    /// exchanges.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, sinks: Vec<Box<dyn Sink>>, capacity: usize) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        sinks: Vec<Box<dyn Sink>>,
+        capacity: usize,
+    ) -> Self {
         let in_flight = shared.exchanges.worker();
         let connections = Connections::new(Arc::clone(&shared.limits), capacity);
         // A reason that never was shows as zero.
@@ -109,14 +92,23 @@ impl Tracker {
         }
         Self {
             connections,
-            early: VecDeque::new(),
+            early: EarlyRecords::default(),
             outlet: Outlet {
+                stints: StintLog::new(Arc::clone(&shared.requests), number),
                 shared,
                 sinks,
                 awaiting: HashSet::new(),
                 in_flight,
             },
         }
+    }
+
+    /// Ends a round of records that began at `round_ns`: tells which threads serve what.
+    pub fn tell_stints(&mut self, round_ns: u64) {
+        let Outlet { stints, shared, .. } = &mut self.outlet;
+        stints.tell(&mut self.connections, round_ns, |tracked, connection| {
+            name_in_flight(tracked, connection, &shared.routes)
+        });
     }
 
     /// Ids and sockets of the connections with a body whose end only the kernel's cursor tells.
@@ -139,7 +131,8 @@ impl Tracker {
                 if self.is_known(&data) {
                     self.handle_data(&data, captured);
                 } else {
-                    self.keep_early(data.connection_id, record);
+                    let lost = self.early.keep(data.connection_id, record);
+                    self.lose_unknown(lost);
                 }
             }
             Ok(Event::ConnectionOpened(opened)) => self.handle_opened(&opened),
@@ -153,27 +146,17 @@ impl Tracker {
         self.outlet.shared.losses.add(stage, reason, 1);
     }
 
-    /// The ring was drained: what was early at the time before will not be explained any more.
-    pub fn end_round(&mut self) {
-        while self.early.front().is_some_and(|early| early.is_late) {
-            self.early.pop_front();
-            self.lose(UNKNOWN_CONNECTION);
-        }
-        for early in &mut self.early {
-            early.is_late = true;
+    fn lose_unknown(&self, records: usize) {
+        if records > 0 {
+            let (stage, reason) = UNKNOWN_CONNECTION;
+            self.outlet.shared.losses.add(stage, reason, records as u64);
         }
     }
 
-    fn keep_early(&mut self, id: u64, record: &[u8]) {
-        if self.early.len() >= MAX_EARLY {
-            self.early.pop_front();
-            self.lose(UNKNOWN_CONNECTION);
-        }
-        self.early.push_back(Early {
-            id,
-            record: record.into(),
-            is_late: false,
-        });
+    /// To be called when the ring was drained.
+    pub fn end_round(&mut self) {
+        let lost = self.early.end_round();
+        self.lose_unknown(lost);
     }
 
     fn handle_opened(&mut self, opened: &ConnectionOpened) {
@@ -183,13 +166,8 @@ impl Tracker {
             return;
         }
         self.open(id, &Origin::from(opened));
-        if self.early.iter().any(|early| early.id == id) {
-            let (own, others) = self.early.drain(..).partition(|early| early.id == id);
-            self.early = others;
-            let own: VecDeque<Early> = own;
-            for early in own {
-                self.handle(&early.record);
-            }
+        for record in self.early.take(id) {
+            self.handle(&record);
         }
     }
 
@@ -265,8 +243,11 @@ impl Tracker {
         };
         tracked.last_ns = data.time_ns;
         if tracked.selected {
+            if let Some(stint) = &mut awake.stint {
+                stint.touch(data.tid);
+            }
             self.outlet.pass(tracked, awake, data, direction, captured);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, Some(data.tid));
         }
         self.connections.settle(id);
     }
@@ -309,7 +290,7 @@ impl Tracker {
             event.time_ns,
         );
         tracked.closed |= event.directions;
-        self.outlet.settle(id, tracked, awake);
+        self.outlet.settle(id, tracked, awake, None);
         if reason == CloseReason::Fin
             && let Some(busy_ns) = self.outlet.shared.ticks.busy_ns(event.busy_ticks)
         {
@@ -328,7 +309,7 @@ impl Tracker {
     pub fn handle_progress(&mut self, id: u64, cursors: [Cursor; 2]) {
         if let Some((tracked, awake)) = self.connections.wake(id) {
             progress(&mut awake.connection, cursors);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.connections.settle(id);
         }
     }
@@ -340,7 +321,7 @@ impl Tracker {
             awake
                 .connection
                 .handle_close(true, true, CloseReason::Fin, last_ns);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.forget(id);
         }
     }
@@ -358,12 +339,15 @@ impl Tracker {
     fn evict(&mut self, id: u64, now_ns: u64) {
         if let Some((tracked, awake)) = self.connections.wake(id) {
             awake.connection.handle_evict(now_ns);
-            self.outlet.settle(id, tracked, awake);
+            self.outlet.settle(id, tracked, awake, None);
             self.forget(id);
         }
     }
 
     fn forget(&mut self, id: u64) {
+        if let Some((tracked, awake)) = self.connections.awake_mut(id) {
+            self.outlet.stints.forget(id, tracked, awake);
+        }
         // The outlet settled before, so that the gauges no longer count it.
         self.connections.settle(id);
         self.connections.remove(id);
@@ -371,168 +355,8 @@ impl Tracker {
     }
 }
 
-impl Outlet {
-    /// Passes a record of bytes to its connection.
-    fn pass(
-        &mut self,
-        tracked: &mut Tracked,
-        awake: &mut Awake,
-        data: &SocketData,
-        direction: Direction,
-        captured: &[u8],
-    ) {
-        learn_cluster(tracked, &mut awake.connection, &self.shared.clusters);
-        let is_tail = data.flags & data_flags::TAIL != 0;
-        let (captured, tail) = if is_tail {
-            (&[][..], captured)
-        } else {
-            (captured, &[][..])
-        };
-        awake
-            .connection
-            .handle_progress(direction.opposite(), data.opposite);
-        if data.busy_ticks != busy_ticks::UNASKED {
-            let busy_ns = self.shared.ticks.busy_ns(data.busy_ticks);
-            let took_ns = awake.connection.handle_request_turn(busy_ns, data.time_ns);
-            self.deliver(tracked, took_ns);
-        }
-        awake.connection.handle_segment(&Segment {
-            direction,
-            offset_bytes: data.offset_bytes,
-            len_bytes: data.len_bytes,
-            captured,
-            tail,
-            time_ns: data.time_ns,
-            previous_ns: data.previous_ns,
-            arrived_ns: arrival_ns(data).filter(|_| !is_tail),
-        });
-    }
-
-    /// Hands on what a connection has finished, and brings the gauges up to date.
-    fn settle(&mut self, id: u64, tracked: &mut Tracked, awake: &mut Awake) {
-        let Awake {
-            connection,
-            counted,
-        } = awake;
-        while let Some((role, heads)) = connection.poll_heads() {
-            self.shared.exchanges.seen(role, heads);
-        }
-        while let Some(exchange) = connection.poll_observation() {
-            let observation = observe(tracked, exchange, &self.shared);
-            if observation.exchange.role == Role::Server {
-                tracked.answered = answered(&observation);
-            }
-            for sink in &mut self.sinks {
-                sink.observe(&observation);
-            }
-            connection.recycle(observation.exchange);
-        }
-        while let Some(loss) = connection.poll_loss() {
-            self.shared
-                .losses
-                .add("protocol", loss.reason.as_str(), loss.count);
-        }
-        if connection.awaits_progress() {
-            self.awaiting.insert(id);
-        } else if !self.awaiting.is_empty() {
-            self.awaiting.remove(&id);
-        }
-        if let Some(role) = connection.role() {
-            let service = &tracked.process.service;
-            let methods = connection.methods_in_flight();
-            self.in_flight.update(counted, role, service, methods);
-        }
-    }
-
-    /// Tells how long the last answer took to reach its peer, where that is known.
-    fn deliver(&mut self, tracked: &mut Tracked, took_ns: Option<u64>) {
-        let answered = tracked.answered.take();
-        if let (Some(Answered { route, method }), Some(took_ns)) = (answered, took_ns) {
-            let delivery = Delivery {
-                process: Arc::clone(&tracked.process),
-                route,
-                method,
-                took_ns,
-            };
-            for sink in &mut self.sinks {
-                sink.deliver(&delivery);
-            }
-        }
-    }
-}
-
 /// Tells a connection how far its ingress and egress have come.
 fn progress(connection: &mut Connection, [ingress, egress]: [Cursor; 2]) {
     connection.handle_progress(Direction::Ingress, ingress);
     connection.handle_progress(Direction::Egress, egress);
-}
-
-/// What will be told of the delivery of an exchange's answer, if it was answered.
-fn answered(observation: &Observation) -> Option<Answered> {
-    (observation.exchange.outcome == Outcome::Matched).then(|| Answered {
-        route: Arc::clone(&observation.route),
-        method: observation.exchange.method,
-    })
-}
-
-/// An exchange with everything that the sinks need to know about it.
-fn observe(tracked: &mut Tracked, exchange: Exchange, shared: &Shared) -> Observation {
-    if !tracked.noted {
-        tracked.noted = true;
-        let port = Some(tracked.ends.local().port())
-            .filter(|&port| exchange.role == Role::Server && port != 0);
-        shared
-            .processes
-            .note_seen(tracked.process.pid, port, "http/1.1");
-    }
-    if let Some(call) = &exchange.elasticsearch {
-        // The cluster's end, whichever side is watched.
-        let end = match exchange.role {
-            Role::Client => tracked.ends.remote(),
-            Role::Server => tracked.ends.local(),
-        };
-        if let Endpoint::Inet(address) = end {
-            shared.clusters.learn(address, call.product, &call.prefix);
-        }
-        for unknown in &call.unknown {
-            shared.losses.add("elasticsearch", unknown.as_str(), 1);
-        }
-    }
-    let routes = tracked
-        .routes
-        .get_or_insert_with(|| shared.routes.of(&tracked.process.service, exchange.role));
-    Observation {
-        route: match &exchange.elasticsearch {
-            Some(call) => routes.route_of_call(&exchange.path, call),
-            None => routes.route(&exchange.path),
-        },
-        exchange,
-        process: Arc::clone(&tracked.process),
-        local: tracked.ends.local(),
-        remote: tracked.ends.remote(),
-    }
-}
-
-/// When the first byte of a segment arrived that was read, where the kernel side knows. One from
-/// before the last read is not its own: what some calls take out of a socket goes unseen.
-fn arrival_ns(data: &SocketData) -> Option<u64> {
-    let is_own = data.previous_ns < data.arrived_ns && data.arrived_ns <= data.time_ns;
-    (data.arrived_ns != 0 && is_own).then_some(data.arrived_ns)
-}
-
-/// Tells a connection when one of its ends has turned out to be a cluster.
-fn learn_cluster(tracked: &mut Tracked, connection: &mut Connection, clusters: &Clusters) {
-    let generation = clusters.generation();
-    if tracked.clusters_generation == generation {
-        return;
-    }
-    tracked.clusters_generation = generation;
-    for end in [tracked.ends.remote(), tracked.ends.local()] {
-        if let Endpoint::Inet(address) = end
-            && let Some(cluster) = clusters.at(address)
-        {
-            connection.set_search_cluster(cluster);
-            return;
-        }
-    }
 }

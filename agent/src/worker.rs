@@ -15,9 +15,12 @@ const fn rest(records: usize) -> Duration {
     match records {
         0..128 => Duration::from_millis(10),
         128..1024 => Duration::from_millis(4),
-        _ => Duration::from_millis(1),
+        _ => SHORTEST_REST,
     }
 }
+
+/// A worker never sleeps for less.
+const SHORTEST_REST: Duration = Duration::from_millis(1);
 
 /// Records handled before timers are looked at again.
 const BATCH: usize = 4096;
@@ -37,15 +40,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker on `ring` that follows at most `capacity` connections.
+    /// The worker `number` on `ring`, which follows at most `capacity` connections.
     #[must_use]
     pub fn new(
+        number: usize,
         ring: Ring,
         shared: Arc<Shared>,
         sinks: Vec<Box<dyn Sink>>,
         capacity: usize,
     ) -> Self {
-        let tracker = Tracker::new(Arc::clone(&shared), sinks, capacity);
+        let tracker = Tracker::new(Arc::clone(&shared), number, sinks, capacity);
         Self {
             ring,
             shared,
@@ -58,7 +62,13 @@ impl Worker {
     pub fn run(mut self) {
         let mut records = 0;
         while !self.shared.stop.load(Ordering::Acquire) {
-            std::thread::sleep(rest(records));
+            let is_awaited = self.shared.requests.is_awaited();
+            std::thread::sleep(if is_awaited {
+                SHORTEST_REST
+            } else {
+                rest(records)
+            });
+            let round_ns = monotonic_ns();
             self.shared.kernel.drain_process_events();
             // A cursor is only read before the ring is emptied: then every record of the bytes
             // below it has been handled when it is applied.
@@ -75,6 +85,7 @@ impl Worker {
                     None => self.tracker.close_unseen(id),
                 }
             }
+            self.tracker.tell_stints(round_ns);
             self.sweep(monotonic_ns());
         }
         self.drain();

@@ -114,7 +114,10 @@ fn open(sock: u64, family: u16, scratch: *mut Scratch) -> Option<*mut Connection
     state.opened_ns = opened.time_ns;
     state.arrived_ns = queue::take_first_arrival(sock);
 
-    if CONNECTIONS.insert(sock, &*state, u64::from(BPF_NOEXIST)).is_err() {
+    if CONNECTIONS
+        .insert(sock, &*state, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
         // Another thread of the process may have moved bytes at the same time, and been first.
         let others = CONNECTIONS.get_ptr_mut(sock);
         if others.is_none() {

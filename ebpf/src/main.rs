@@ -3,6 +3,7 @@
 #![no_main]
 
 mod buffer;
+mod cluster;
 mod connection;
 mod delivery;
 mod detect;

@@ -129,7 +129,8 @@ pub struct Rest {
     pub is_beginning: u32,
     /// Ring of its records.
     pub ring: u32,
-    pub padding: u32,
+    /// 1: they are of a cluster's body, see `cluster.rs`.
+    pub is_beyond: u32,
 }
 
 /// [`Scratch`] records, `Config::scratches` a CPU: one for each program that moves segments. A

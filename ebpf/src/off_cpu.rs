@@ -16,13 +16,13 @@ use aya_ebpf::{
 use ebpf_common::{
     config::MISSING,
     loss::LossReason,
-    sample::{OffCpuState, SampleKey, Waited, Waiting, stack_flags},
+    sample::{OffCpuState, SampleKey, SampleTime, Waited, Waiting, stack_flags},
 };
 
 use crate::{
     kernel::load,
     maps::{config, count_loss},
-    sample::{OFF_CPU_SLOT, StackScratch, image, scratch, walk},
+    sample::{OFF_CPU_SLOT, StackScratch, image, scratch, send_time, walk},
 };
 
 /// A CPU takes the stacks of so many waits in a window; the others are counted.
@@ -39,6 +39,7 @@ pub struct WaitScratch {
     /// Waits in this window.
     waits: u64,
     waiting: Waiting,
+    time: SampleTime,
 }
 
 /// Which waits are measured.
@@ -99,6 +100,13 @@ fn back(tid: u32, now_ns: u64, min_ns: u64) {
         unsafe {
             (*waited).count += 1;
             (*waited).ns += ns;
+        }
+        if config().sample_times != 0
+            && let Some(work) = WAIT_SCRATCH.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's scratch; the tracepoint fires with interrupts off.
+            let time = unsafe { &mut (*work).time };
+            send_time(time, &waiting.key, waiting.since_ns, ns);
         }
     }
     let _ = WAITING.remove(tid);

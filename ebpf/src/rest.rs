@@ -11,20 +11,25 @@
 use ebpf_common::{
     config::{MAX_CAPTURE_BYTES, PIPELINED_CAPTURE_BYTES},
     connection::{ConnectionState, Cursor, Direction, data_flags, kept, protocol_state},
+    loss::LossReason,
 };
 
 use crate::{
     buffer::{capture_from, last_bytes},
+    cluster::{has_room, leads_to_cluster},
     detect,
-    maps::{CONNECTIONS, Scratch, scratch_at},
-    segment::{CHUNKED_END, Left, MAX_HEAD_BYTES, NOTHING, send_captured},
+    maps::{CONNECTIONS, Scratch, config, count_loss, scratch_at},
+    segment::{BEYOND, CHUNKED_END, Left, MAX_HEAD_BYTES, NOTHING, send_captured},
 };
 
 /// Longest head that is looked through, in words.
 const MAX_WORDS: u32 = 256;
 
-/// Most records of one segment behind the first: 256 KiB.
-const MAX_RECORDS: u32 = 16;
+/// Most records of one segment behind the first: 4 MiB.
+const MAX_RECORDS: u32 = 256;
+
+/// Steps of a loop in a function of its own: the verifier follows a loop to its end, and a function once.
+const STRIDE: u32 = 16;
 
 /// What the fields of a head tell of the framing, bits of `Rest::framing`.
 const LENGTH: u32 = 1;
@@ -74,29 +79,19 @@ extern "C" fn send_beyond(index: u32) -> u32 {
     };
     // SAFETY: the map's own element, checked for null above.
     let state = unsafe { &mut *state };
-    let (len, want, captured) = (rest.len, rest.want, header.captured_len);
-    let is_whole = u64::from(want) == len;
-    let mut budget = rest.budget;
-    if !is_whole
-        && rest.is_beginning != 0
-        && captured == want
-        && want > 0
-        && state.protocol != protocol_state::UNKNOWN
-    {
-        match follows(state, index, captured, len) {
-            Follows::Message => {
-                state.kept |= kept::PIPELINED;
-                budget = PIPELINED_CAPTURE_BYTES - want;
-            }
-            // What else comes behind `GET` is the same head, or others.
-            Follows::Head if starts_with_get(scratch) => {
-                budget = PIPELINED_CAPTURE_BYTES - want;
-            }
-            Follows::Head => budget = MAX_HEAD_BYTES - want,
-            Follows::Body => {}
-        }
+    rest.is_beyond = 0;
+    if rest.want > 0 {
+        plan(index);
     }
-    budget = Scratch::forget(scratch, u64::from(budget)) as u32;
+    // SAFETY: this CPU's scratch record; volatile reads, for another function wrote them.
+    let (want, mut budget) = unsafe {
+        (
+            (&raw const (*scratch).rest.want).read_volatile(),
+            (&raw const (*scratch).rest.budget).read_volatile(),
+        )
+    };
+    let (len, captured) = (rest.len, header.captured_len);
+    let is_whole = u64::from(want) == len;
     rest.offset_bytes = header.offset_bytes;
     rest.ring = u32::from(state.ring);
     rest.position = u64::from(want);
@@ -138,6 +133,14 @@ extern "C" fn send_beyond(index: u32) -> u32 {
         tail = joined(old_tail, word.swap_bytes() >> (64 - 8 * bytes), len);
     }
     state.kept = state.kept & !(7 << shift) | kept::pack(tail as u32) << shift;
+    // SAFETY: this CPU's scratch record; a volatile read, so that the verifier forgets as well.
+    if unsafe { (&raw const rest.is_beyond).read_volatile() } != 0 {
+        budget = if budget < MAX_CAPTURE_BYTES {
+            0
+        } else {
+            budget | BEYOND
+        };
+    }
     if position < len {
         budget = 0;
         if may_end_body(tail) {
@@ -156,6 +159,57 @@ extern "C" fn send_beyond(index: u32) -> u32 {
     } else {
         state.cursors[1] = cursor;
         state.budget_bytes[1] = budget;
+    }
+    0
+}
+
+/// Decides how much of the segment, of which some is captured, is wanted beyond that: leaves in
+/// `Scratch::rest` what is left of the budget, and whether it is a cluster's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn plan(index: u32) -> u32 {
+    let Some(scratch) = scratch_at(index) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch record.
+    let (header, rest) = unsafe { (&(*scratch).header, &mut (*scratch).rest) };
+    let Some(state) = CONNECTIONS.get_ptr_mut(header.socket) else {
+        return 0;
+    };
+    // SAFETY: the map's own element, checked for null above.
+    let state = unsafe { &mut *state };
+    let (want, captured) = (rest.want, header.captured_len);
+    if rest.budget >= BEYOND {
+        if has_room(state.ring.into()) == 0 {
+            count_loss(LossReason::BodySkipped);
+            (rest.want, rest.budget) = (0, 0);
+        } else {
+            rest.budget -= BEYOND;
+            rest.is_beyond = 1;
+        }
+        return 0;
+    }
+    if u64::from(want) != rest.len
+        && rest.is_beginning != 0
+        && captured == want
+        && state.protocol != protocol_state::UNKNOWN
+    {
+        match follows(state, index, captured, rest.len) {
+            Follows::Message => {
+                state.kept |= kept::PIPELINED;
+                rest.budget = PIPELINED_CAPTURE_BYTES - want;
+            }
+            // What else comes behind `GET` is the same head, or others.
+            Follows::Head if starts_with_get(scratch) => {
+                rest.budget = PIPELINED_CAPTURE_BYTES - want;
+            }
+            Follows::Head => rest.budget = MAX_HEAD_BYTES - want,
+            Follows::Body => {}
+        }
+    }
+    if config().body_bytes != 0 && rest.budget == 0 && leads_to_cluster(state) {
+        rest.budget = config().body_bytes;
+        rest.is_beyond = 1;
     }
     0
 }
@@ -257,11 +311,11 @@ extern "C" fn what_follows(index: u32, captured: u32, len: u64) -> u32 {
         if word * 8 >= captured {
             break;
         }
-        end = head_end(index, word);
+        end = head_end_from(index, word, captured);
         if end != 0 {
             break;
         }
-        word += 1;
+        word += STRIDE;
     }
     if end == 0 || end > captured {
         return 1;
@@ -290,6 +344,25 @@ extern "C" fn what_follows(index: u32, captured: u32, len: u64) -> u32 {
         return if end < len { 2 } else { 0 };
     }
     0
+}
+
+/// The same from a word on, in `STRIDE` of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn head_end_from(index: u32, word: u32, captured: u32) -> u32 {
+    let mut end = 0;
+    let mut step = 0;
+    while step < STRIDE {
+        if (word + step) * 8 >= captured {
+            break;
+        }
+        end = head_end(index, word + step);
+        if end != 0 {
+            break;
+        }
+        step += 1;
+    }
+    end
 }
 
 /// Looks for the end of a head in a word of the captured bytes: the offset behind it, or 0. Notes
@@ -387,16 +460,30 @@ fn bytes_at<T: Copy>(scratch: *mut Scratch, at: u32) -> T {
 extern "C" fn send_rest(index: u32) -> u64 {
     let mut record = 0;
     while record < MAX_RECORDS {
-        if send_piece(index) == 0 {
+        if send_pieces(index) == 0 {
             break;
         }
-        record += 1;
+        record += STRIDE;
     }
     let Some(scratch) = scratch_at(index) else {
         return 0;
     };
     // SAFETY: this CPU's scratch record; a volatile read, for another function wrote it.
     unsafe { (&raw const (*scratch).rest.position).read_volatile() }
+}
+
+/// Sends the next `STRIDE` pieces; 0 when there are no more.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send_pieces(index: u32) -> u32 {
+    let mut record = 0;
+    while record < STRIDE {
+        if send_piece(index) == 0 {
+            return 0;
+        }
+        record += 1;
+    }
+    1
 }
 
 /// Sends the next piece; 0 when there is none.
@@ -409,6 +496,10 @@ extern "C" fn send_piece(index: u32) -> u32 {
     // SAFETY: this CPU's scratch record.
     let (rest, header) = unsafe { (&mut (*scratch).rest, &mut (*scratch).header) };
     if rest.position >= rest.until {
+        return 0;
+    }
+    if rest.is_beyond != 0 && has_room(rest.ring) == 0 {
+        count_loss(LossReason::BodySkipped);
         return 0;
     }
     let left = rest.until - rest.position;

@@ -10,7 +10,8 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
-        bpf_get_current_task_btf, bpf_get_stack, bpf_loop, bpf_ringbuf_output, bpf_task_pt_regs,
+        bpf_get_current_task_btf, bpf_get_stack, bpf_ktime_get_ns, bpf_loop, bpf_ringbuf_output,
+        bpf_task_pt_regs,
     },
     macros::{btf_map, perf_event},
     programs::PerfEventContext,
@@ -19,7 +20,8 @@ use ebpf_common::{
     config::MISSING,
     loss::LossReason,
     sample::{
-        MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader, stack_flags,
+        MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SampleTime, SamplerState, StackHeader,
+        stack_flags,
     },
 };
 
@@ -47,6 +49,7 @@ pub struct StackScratch {
     addresses: Addresses,
     walk: Walk,
     python: PythonWalk,
+    time: SampleTime,
 }
 
 /// Samples by key. Two epochs of half a second are in it at a time: room for 32 CPUs at 997 Hz
@@ -330,7 +333,11 @@ fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScrat
 
 /// Counts the stack in the scratch, and sends it when this epoch has not seen it.
 #[inline(always)]
-fn count(scratch: &StackScratch) {
+fn count(scratch: &mut StackScratch) {
+    if config().sample_times != 0 {
+        // SAFETY: no arguments.
+        send_time(&mut scratch.time, &scratch.header.key, unsafe { bpf_ktime_get_ns() }, 0);
+    }
     let key = &scratch.header.key;
     if increment(key) {
         return;
@@ -349,6 +356,28 @@ fn count(scratch: &StackScratch) {
     {
         count_loss(LossReason::StacksFull);
     }
+}
+
+/// Sends when a sample was taken, or a wait began and how long it was. One that finds the ring full is no
+/// loss: the sample is counted all the same. `time` is where the record is built.
+#[inline(always)]
+pub fn send_time(time: &mut SampleTime, key: &SampleKey, time_ns: u64, waited_ns: u64) {
+    *time = SampleTime {
+        stack_hash: key.stack_hash,
+        time_ns,
+        waited_ns,
+        tid: key.tid,
+        epoch: key.epoch,
+    };
+    // SAFETY: the whole record.
+    unsafe {
+        bpf_ringbuf_output(
+            (&raw const SAMPLE_RING).cast_mut().cast(),
+            core::ptr::from_mut(time).cast(),
+            size_of::<SampleTime>() as u64,
+            BPF_RB_NO_WAKEUP,
+        )
+    };
 }
 
 /// Adds one to the count of `key`; false where it has none.

@@ -34,6 +34,10 @@ pub const MAX_HEAD_BYTES: u32 = 64 * 1024;
 /// A run's budget from which on the last bytes are kept: what comes next may not be captured.
 const NEARLY_SPENT: u32 = 64;
 
+/// Beside a run's budget: it is that of a cluster's body (`cluster.rs`), and no less than what one record
+/// captures.
+pub const BEYOND: u32 = 1 << 31;
+
 /// The last five bytes of a chunked body without trailers: `0 CRLF CRLF`.
 pub const CHUNKED_END: u64 = 0x30_0d_0a_0d_0a;
 
@@ -164,7 +168,7 @@ pub fn handle(segment: &Segment) -> Left {
     }
     let whole = u64::from(want) == len;
     budget -= want;
-    if !whole || budget < NEARLY_SPENT {
+    if !whole || !(NEARLY_SPENT..BEYOND).contains(&budget) {
         // SAFETY: this program's scratch.
         let (index, rest) = unsafe { ((*scratch).index, &mut (*scratch).rest) };
         (rest.base, rest.pieces) = buffer.parts();

@@ -113,6 +113,38 @@ impl Server {
         Ok((nginx, gunicorn))
     }
 
+    /// gunicorn with the application of `requests_app.py`: one worker process, of one thread or several.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn gunicorn_requests(threads: u32) -> Result<Self> {
+        Self::start("gunicorn-requests", |place| {
+            let mut command = Command::new(prerequisite::python("gunicorn")?);
+            command.args(["requests_app:wsgi", "--no-control-socket"]);
+            command.args(["--bind", &format!("127.0.0.1:{}", place.port)]);
+            command.args(["--workers", "1", "--threads", &threads.to_string()]);
+            Ok(command)
+        })
+    }
+
+    /// uvicorn with the application of `requests_app.py`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn uvicorn_requests() -> Result<Self> {
+        Self::start("uvicorn-requests", |place| {
+            let mut command = Command::new(prerequisite::python("uvicorn")?);
+            command.args([
+                "requests_app:asgi",
+                "--no-access-log",
+                "--log-level",
+                "warning",
+            ]);
+            command.args(["--host", "127.0.0.1", "--port", &place.port.to_string()]);
+            Ok(command)
+        })
+    }
+
     /// Node with the Express application.
     ///
     /// # Errors

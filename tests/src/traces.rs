@@ -19,6 +19,10 @@ pub struct Trace {
     pub places: Vec<String>,
     /// The label `unwind`.
     pub unwind: String,
+    /// The label `http_route`; empty where there is none.
+    pub route: String,
+    /// The label `http_method`, likewise.
+    pub method: String,
     /// Samples.
     pub count: u64,
 }
@@ -110,12 +114,20 @@ impl Trace {
             functions: Vec::new(),
             places: Vec::new(),
             unwind: String::new(),
+            route: String::new(),
+            method: String::new(),
             count: 0,
         };
         for line in block.lines().skip(1) {
             let words = line.trim();
-            if let Some(unwind) = words.strip_prefix("unwind:") {
-                unwind.trim().clone_into(&mut trace.unwind);
+            let label = match words.split_once(':') {
+                Some(("unwind", _)) => Some(&mut trace.unwind),
+                Some(("http_route", _)) => Some(&mut trace.route),
+                Some(("http_method", _)) => Some(&mut trace.method),
+                _ => None,
+            };
+            if let (Some(label), Some((_, value))) = (label, words.split_once(':')) {
+                value.trim().clone_into(label);
                 continue;
             }
             match words.split_once(char::is_whitespace) {

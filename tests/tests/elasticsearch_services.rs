@@ -43,6 +43,7 @@ fn a_cluster_that_nobody_asks_is_polled() -> Result<()> {
         ensure!(health.contains("cannot connect"), "{health}");
         let left = shown("elasticsearch_cluster_health")?;
         ensure!(left.is_empty(), "{left:?} of a cluster that is gone");
+        ensure!(agent.metrics()?.lost("elasticsearch", "poll_failed") > 0.0);
         Ok(())
     })
 }

@@ -5,6 +5,7 @@
 #include <linux/io_uring.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,11 +16,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, FAULTS = 6000, AT_ONCE = 4000, AT_ONCE_SECONDS = 2 };
+enum { PAGE = 4096, UPLOAD = 32 * PAGE, MAX_FAULTY = 10000, AT_ONCE = 3000, AT_ONCE_SECONDS = 2 };
 
 static const char *OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 static int listener, client, server;
-static char room[PAGE];
+static char room[UPLOAD];
 
 static void check(int holds, const char *what)
 {
@@ -95,7 +96,13 @@ static void put_by_ring(const char *text, unsigned flags)
 }
 
 static char *shared;
-static atomic_int stop;
+static volatile sig_atomic_t stop;
+
+static void enough(int signal)
+{
+    (void)signal;
+    stop = 1;
+}
 
 static cpu_set_t processors;
 
@@ -119,30 +126,35 @@ static void *unmap(void *none)
     return none;
 }
 
-// The kernel brings the page back for the copy, and the other thread takes it away again before the
-// tap looks. It belongs to a file, so that its bytes stay what they are.
+// The kernel brings the page back for the copy; while it copies the rest, the other thread takes it
+// away again, so that it is gone when the tap looks, if both run at that time. It belongs to a file,
+// so that its bytes stay what they are. Until SIGUSR1; says how many exchanges that were.
 static void faults(void)
 {
-    const char *request = "GET /faulty HTTP/1.1\r\n\r\n";
-    int file = memfd_create("page", 0);
-    check(!ftruncate(file, PAGE), "ftruncate");
-    shared = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    strcpy(shared, request);
+    int file = memfd_create("pages", 0), more = 4 << 20;
+    check(!ftruncate(file, UPLOAD), "ftruncate");
+    shared = mmap(0, UPLOAD, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    int head = sprintf(shared, "POST /faulty HTTP/1.1\r\nX-Length: %06d\r\n", UPLOAD);
+    head += sprintf(shared + head, "Content-Length: %06d\r\n\r\n", UPLOAD - head - 26);
     check(!sched_getaffinity(0, sizeof processors, &processors), "sched_getaffinity");
     check(CPU_COUNT(&processors) > 1, "a second processor");
     pthread_t thread;
     check(!pthread_create(&thread, 0, unmap, 0), "pthread_create");
     stay_on(0);
     open_pair();
-    for (int i = 0; i < FAULTS; i++) {
-        check(send(client, shared, strlen(request), 0) > 0, "send");
-        answer(request);
-        if (i % 20 == 0)
-            // So that no ring is filled.
-            usleep(1000);
+    setsockopt(client, SOL_SOCKET, SO_SNDBUF, &more, sizeof more);
+    setsockopt(server, SOL_SOCKET, SO_RCVBUF, &more, sizeof more);
+    int exchanges = 0;
+    for (; !stop && exchanges < MAX_FAULTY; exchanges++) {
+        check(send(client, shared, UPLOAD, 0) == UPLOAD, "send");
+        check(recv(server, room, UPLOAD, MSG_WAITALL) == UPLOAD, "recv");
+        put(server, OK);
+        take(client, OK);
+        usleep(1000);
     }
     close_pair();
     stop = 1;
+    printf("faulty: %d\n", exchanges);
     pthread_join(thread, 0);
     pthread_setaffinity_np(pthread_self(), sizeof processors, &processors);
 }
@@ -150,12 +162,22 @@ static void faults(void)
 static const char *AT_ONCE_REQUEST = "GET /at-once HTTP/1.1\r\n\r\n";
 static atomic_int turn;
 
-// Odd turns are the receiver's.
+static long now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// Odd turns are the receiver's. To send takes longer than to receive, it is not known by how much.
 static void *receive(void *none)
 {
     for (int i = 1;; i += 2) {
         while (atomic_load(&turn) != i)
             sched_yield();
+        long begin = now_ns() + i / 2 % 100 * 200;
+        while (now_ns() < begin)
+            ;
         take(client, OK);
         atomic_store(&turn, i + 1);
     }
@@ -188,6 +210,7 @@ static void at_once(void)
 int main(void)
 {
     const char *within = "GET /within HTTP/1.1\r\n\r\n", *aside = "GET /aside HTTP/1.1\r\n\r\n";
+    signal(SIGUSR1, enough);
     open_pair();
     put_by_ring(within, 0);
     answer(within);

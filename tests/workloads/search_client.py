@@ -80,8 +80,9 @@ def client_of(library, url, compress, recorder):
     )
 
 
-def calls_of(client, indices):
-    """Pairs of what is asked (operation, index, batch size) and how. `indices`: two names."""
+def calls_of(client, indices, has_long):
+    """Pairs of what is asked (operation, index, batch size) and how. `indices`: two names. `has_long`:
+    long requests are among it."""
     one, two = indices
     both = f"{one},{two}"
     match = {"query": {"match": {"title": "telltale"}}}
@@ -92,6 +93,20 @@ def calls_of(client, indices):
             lines.append({action: {"_id": str(number)}})
             if action != "delete":
                 lines.append({"title": "telltale " + "x" * size, "number": number})
+        return lines
+
+    def outcomes(count):
+        """Documents of which some are there already, and some are refused."""
+        lines = []
+        for number in range(0, count, 10):
+            for one in range(number, number + 4):
+                lines += [{"index": {"_id": str(one)}}, {"number": one}]
+            lines += [{"index": {"_id": str(number)}}, {"number": 0}]
+            lines += [{"create": {"_id": str(number)}}, {"number": 1}]
+            lines += [{"create": {"_id": f"new-{number}"}}, {"number": 2}]
+            lines += [{"update": {"_id": str(number)}}, {"doc": {"number": 3}}]
+            lines += [{"index": {"_id": f"bad-{number}"}}, {"number": "none"}]
+            lines += [{"delete": {"_id": f"no-{number}"}}]
         return lines
 
     def scroll():
@@ -115,8 +130,13 @@ def calls_of(client, indices):
     yield ("create", two, None), lambda: client.create(index=two, id="_bulk", body={"title": "b"})
     yield ("bulk", one, 7), lambda: client.bulk(index=one, body=documents(7))
     yield ("bulk", two, 3), lambda: client.bulk(index=two, body=documents(3), refresh=True)
-    # Larger than what is captured of a request and of its answer.
-    yield ("bulk", "large", 300), lambda: client.bulk(index="large", body=documents(300, size=100))
+    if has_long:
+        # Larger than what is captured of other requests and answers.
+        yield ("bulk", "large", 5000), lambda: client.bulk(index="large", body=outcomes(5000))
+        yield ("indices.delete", "large", None), lambda: client.indices.delete(index="large")
+        # Larger than what is captured of any, unless they are compressed.
+        long = [{"delete": {"_id": f"{number:0450}"}} for number in range(5000)]
+        yield ("bulk", "huge", 5000), lambda: client.bulk(index="huge", body=long)
     mixed = documents(2, action="create") + [{"delete": {"_id": "missing"}}, {"update": {"_id": "missing"}}, {"doc": {}}]
     yield ("bulk", two, 4), lambda: client.bulk(index=two, body=mixed)
     yield ("bulk", one, 2), lambda: client.bulk(index=one, body=documents(2, action="delete"))
@@ -159,7 +179,7 @@ def calls_of(client, indices):
     yield ("cat.indices", "", None), lambda: client.cat.indices(format="json")
     yield ("cat.count", one, None), lambda: client.cat.count(index=one)
     yield from administration(client, one)
-    for index in (*indices, "large"):
+    for index in indices:
         yield ("indices.delete", index, None), lambda index=index: client.indices.delete(index=index)
     yield ("cluster.health", "", None), lambda: client.cluster.health()
 
@@ -280,9 +300,9 @@ def main():
     library, url, coding, rounds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     recorder = Recorder()
     client = client_of(library, url, coding == "gzip", recorder)
-    for _ in range(rounds):
+    for turn in range(rounds):
         # Names that are endpoints' names as well.
-        for (operation, index, batch_size), call in calls_of(client, ("bulk", "doc")):
+        for (operation, index, batch_size), call in calls_of(client, ("bulk", "doc"), turn == 0):
             try:
                 call()
             except Exception as error:

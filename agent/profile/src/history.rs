@@ -256,6 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stack::Work;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
@@ -268,6 +269,7 @@ mod tests {
                 tid,
                 image: 7,
                 name: "t".into(),
+                work: Work::default(),
             },
             stack: StackTrace {
                 user: addresses.into(),

@@ -18,5 +18,5 @@ pub use ebpf_common::unwind::StackEnd;
 pub use history::{History, Span};
 pub use mapping::{BuildId, Mapping};
 pub use profile::{Frame, FrameIndex, Kind, MappingIndex, Profile, Sample, SymbolizedFrame};
-pub use stack::{StackTrace, Thread, Unwind};
+pub use stack::{Request, StackTrace, Thread, Unwind, Work};
 pub use store::{Counted, Store};

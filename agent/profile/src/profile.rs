@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::mapping::Mapping;
-use crate::stack::Unwind;
+use crate::stack::{Unwind, Work};
 
 /// Index into [`Profile::mappings`].
 pub type MappingIndex = usize;
@@ -153,6 +153,8 @@ pub struct Sample {
     pub thread: Arc<str>,
     /// Service that the process belongs to.
     pub service: Arc<str>,
+    /// What the thread worked on.
+    pub work: Work,
     /// How far the stack could be followed.
     pub unwind: Unwind,
 }

@@ -1,5 +1,6 @@
 //! Stacks as they were captured.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ebpf_common::unwind::StackEnd;
@@ -15,6 +16,50 @@ pub struct Thread {
     pub image: u64,
     /// The thread's name when it was sampled.
     pub name: Arc<str>,
+    /// What it worked on then.
+    pub work: Work,
+}
+
+/// What a thread worked on when it was sampled, as far as that is proven.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Work {
+    /// The request that it served: the only one in flight on it.
+    pub request: Option<Request>,
+    /// The Elasticsearch operation that it waited for: endpoint id of the REST specification.
+    pub operation: Option<&'static str>,
+}
+
+impl Work {
+    /// Whether nothing is known of it.
+    #[must_use]
+    pub const fn is_unknown(&self) -> bool {
+        self.request.is_none() && self.operation.is_none()
+    }
+}
+
+/// What a person reads: `GET /users/{id}, awaiting search`; empty where nothing is known.
+impl fmt::Display for Work {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Request { route, method }) = &self.request {
+            write!(formatter, "{method} {route}")?;
+        }
+        match self.operation {
+            Some(operation) if self.request.is_some() => {
+                write!(formatter, ", awaiting {operation}")
+            }
+            Some(operation) => write!(formatter, "awaiting {operation}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A request by what its kind is called, which is bounded.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Request {
+    /// Route template, never a raw path.
+    pub route: Arc<str>,
+    /// Method; `_OTHER` for one that no RFC knows.
+    pub method: &'static str,
 }
 
 /// A captured stack: absolute addresses, leaf first.

@@ -93,6 +93,7 @@ impl Counted {
                 a.thread.tid,
                 &a.stack.user,
                 &a.stack.kernel,
+                &a.thread.work,
             )
                 .cmp(&(
                     a.count,
@@ -100,6 +101,7 @@ impl Counted {
                     b.thread.tid,
                     &b.stack.user,
                     &b.stack.kernel,
+                    &b.thread.work,
                 ))
         });
     }
@@ -108,6 +110,7 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::Work;
     use proptest::prelude::*;
 
     fn thread(tid: u32) -> Thread {
@@ -116,6 +119,7 @@ mod tests {
             tid,
             image: 7,
             name: "t".into(),
+            work: Work::default(),
         }
     }
 

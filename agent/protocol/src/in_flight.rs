@@ -1,6 +1,6 @@
 //! A request that was seen, and what is known of its exchange so far.
 
-use crate::elasticsearch;
+use crate::elasticsearch::{self, Counted, Side, Streamed};
 use crate::http1::head::{Content, RequestHead, ResponseHead};
 use crate::http1::method;
 use crate::observation::{Exchange, Outcome, Role, SearchProduct, Times};
@@ -101,6 +101,7 @@ impl InFlight {
             self.search = Some(Box::new(SearchDraft {
                 query: head.target.query.map(Into::into),
                 request: Message::new(head.content),
+                is_bulk: elasticsearch::may_be_bulk(head.target.path),
                 ..SearchDraft::default()
             }));
         }
@@ -108,6 +109,10 @@ impl InFlight {
 
     pub(crate) const fn method(&self) -> &'static str {
         self.exchange.method
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.exchange.path
     }
 
     /// Whether requests with this method hardly ever have a body (RFC 9110, section 9.3).
@@ -196,13 +201,15 @@ impl InFlight {
 
     pub(crate) fn keep_request_content(&mut self, content: Option<&[u8]>, limit: usize) {
         if let Some(search) = &mut self.search {
-            search.request.keep(content, limit);
+            let side = search.is_bulk.then_some(Side::Request);
+            search.request.keep(content, limit, side);
         }
     }
 
     pub(crate) fn keep_answer_content(&mut self, content: Option<&[u8]>, limit: usize) {
         if let Some(search) = &mut self.search {
-            search.response.keep(content, limit);
+            let side = search.is_bulk.then_some(Side::Answer);
+            search.response.keep(content, limit, side);
         }
     }
 
@@ -249,6 +256,8 @@ fn refill_if(memory: Option<String>, text: Option<&str>) -> Option<String> {
 #[derive(Debug, Default)]
 struct SearchDraft {
     query: Option<Box<str>>,
+    /// Its bodies are read beyond what is kept of them.
+    is_bulk: bool,
     request: Message,
     product: Option<SearchProduct>,
     /// Who answered, where the answer's head says so.
@@ -259,11 +268,20 @@ struct SearchDraft {
 
 impl SearchDraft {
     fn observe(
-        &self,
+        mut self,
         exchange: &Exchange,
         known: Option<&elasticsearch::Cluster>,
         limits: &Limits,
     ) -> Option<crate::observation::ElasticsearchCall> {
+        let mut counted = Counted::default();
+        for (message, body_bytes) in [
+            (&mut self.request, exchange.request_body_bytes),
+            (&mut self.response, exchange.response_body_bytes),
+        ] {
+            if let Some(streamed) = message.streamed.take() {
+                streamed.finish(body_bytes, &mut counted);
+            }
+        }
         let request = elasticsearch::Request {
             method: exchange.method,
             path: &exchange.path,
@@ -285,7 +303,8 @@ impl SearchDraft {
             body: &self.response.body,
             body_complete: self.response.is_whole(exchange.response_body_bytes),
         };
-        elasticsearch::observe(&request, &response, known, limits.query_text_bytes)
+        let query_bytes = limits.query_text_bytes;
+        elasticsearch::observe_counted(&request, &response, &counted, known, query_bytes)
     }
 }
 
@@ -298,6 +317,8 @@ struct Message {
     body: Vec<u8>,
     /// Nothing can be added any longer.
     cut: bool,
+    /// All of a bulk request's or answer's body that is longer than what is kept.
+    streamed: Option<Box<Streamed>>,
 }
 
 impl Message {
@@ -307,6 +328,7 @@ impl Message {
             encoding: content.encoding.map(Into::into),
             body: Vec::new(),
             cut: false,
+            streamed: None,
         }
     }
 
@@ -318,14 +340,24 @@ impl Message {
         }
     }
 
-    fn keep(&mut self, content: Option<&[u8]>, limit: usize) {
-        let Some(content) = content.filter(|_| !self.cut) else {
-            self.cut = true;
-            return;
-        };
-        let room = limit.saturating_sub(self.body.len()).min(content.len());
-        self.body.extend_from_slice(&content[..room]);
-        self.cut = room < content.len();
+    /// Takes in what follows of the body; `None` where it went unseen. `side`: it is a bulk request's.
+    fn keep(&mut self, content: Option<&[u8]>, limit: usize, side: Option<Side>) {
+        match (content, &mut self.streamed) {
+            (Some(content), Some(streamed)) => streamed.read(content),
+            (None, Some(streamed)) => streamed.lose(),
+            (Some(content), None) if !self.cut => {
+                let room = limit.saturating_sub(self.body.len()).min(content.len());
+                let (kept, beyond) = content.split_at(room);
+                self.body.extend_from_slice(kept);
+                self.cut = !beyond.is_empty();
+                if let (true, Some(side)) = (self.cut, side) {
+                    let streamed = Streamed::begin(side, self.encoding.as_deref(), &self.body);
+                    self.streamed = streamed.map(Box::new);
+                    self.keep(Some(beyond), limit, Some(side));
+                }
+            }
+            _ => self.cut = true,
+        }
     }
 
     fn is_whole(&self, body_bytes: Option<u64>) -> bool {

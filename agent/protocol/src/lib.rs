@@ -21,5 +21,6 @@ mod stream;
 
 pub use connection::{Connection, Resting};
 pub use ebpf_common::connection::{CloseReason, Cursor, Direction};
+pub use http1::method::known as known_method;
 pub use loss::{Loss, LossReason};
 pub use segment::{Limits, Segment};

@@ -2,9 +2,13 @@
 
 mod wire;
 
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use protocol::Direction;
 use protocol::Limits;
-use protocol::observation::{ElasticsearchCall, SearchProduct};
+use protocol::observation::{BulkAction, BulkOutcome, ElasticsearchCall, SearchProduct, Unknown};
 use wire::Wire;
 use wire::kernel::{Fate, Kernel};
 
@@ -131,29 +135,113 @@ fn an_ordinary_service_is_no_cluster() {
     assert_eq!(call(&mut wire), None);
 }
 
+/// A bulk request of 300 operations, answered without its items, as with `filter_path=took,errors`.
+/// `hole`: some of it goes unseen.
+fn bulk_without_items(hole: bool) -> Option<ElasticsearchCall> {
+    let body = "{\"index\":{}}\n{\"a\":1}\n".repeat(300);
+    let mut wire = Wire::new(Direction::Egress, short());
+    let head = format!(
+        "POST /books/_bulk HTTP/1.1\r\nContent-Type: application/x-ndjson\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    wire.request(head.as_bytes());
+    let (first, rest) = body.as_bytes().split_at(4000);
+    wire.request(first);
+    if hole {
+        wire.advance(true, 100);
+    }
+    wire.request(&rest[if hole { 100 } else { 0 }..]);
+    let answer = r#"{"took":3,"errors":false}"#;
+    wire.response(&response("X-elastic-product: Elasticsearch\r\n", answer));
+    call(&mut wire)
+}
+
+/// Far less is kept of a body than the bodies of bulk requests have.
+fn short() -> Limits {
+    Limits {
+        body_prefix_bytes: 1000,
+        ..Limits::default()
+    }
+}
+
 #[test]
-fn a_bulk_request_is_counted_as_far_as_it_was_kept() {
-    let item = "{\"index\":{}}\n{\"a\":1}\n";
-    for (items, batch_size) in [(3, Some(3)), (300, None)] {
-        let body = item.repeat(items);
-        let limits = Limits {
-            body_prefix_bytes: 1000,
-            ..Limits::default()
+fn a_bulk_request_is_counted_to_its_end() {
+    let call = bulk_without_items(false).unwrap();
+    assert_eq!(call.operation, Some("bulk"));
+    assert_eq!(call.batch_size, Some(300));
+    let [items] = &call.bulk_items[..] else {
+        panic!("{:?}", call.bulk_items);
+    };
+    assert_eq!(
+        (items.action, items.outcome, items.count),
+        (BulkAction::Index, BulkOutcome::Succeeded, 300)
+    );
+}
+
+#[test]
+fn a_bulk_request_with_a_hole_is_of_unknown_size() {
+    let call = bulk_without_items(true).unwrap();
+    assert_eq!((call.batch_size, call.errors), (None, Some(false)));
+    assert_eq!(call.unknown, [Unknown::BulkItemsCut]);
+}
+
+#[test]
+fn a_long_bulk_answer_is_counted_in_any_pieces() {
+    let mut body = String::from(r#"{"took":3,"errors":true,"items":["#);
+    for number in 0..500 {
+        let (action, status) = match number % 5 {
+            0 => ("create", 409),
+            1 => ("update", 200),
+            2 => ("delete", 404),
+            3 => ("index", 400),
+            _ => ("index", 201),
         };
-        let mut wire = Wire::new(Direction::Egress, limits);
-        let head = format!(
-            "POST /books/_bulk HTTP/1.1\r\nContent-Type: application/x-ndjson\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        );
-        wire.request(head.as_bytes());
-        wire.request(body.as_bytes());
-        // As with `filter_path=took,errors`.
-        let answer = r#"{"took":3,"errors":false}"#;
-        wire.response(&response("X-elastic-product: Elasticsearch\r\n", answer));
-        let call = call(&mut wire).unwrap();
-        assert_eq!(call.operation, Some("bulk"));
-        assert_eq!(call.batch_size, batch_size, "{items}");
-        assert_eq!(call.errors, Some(false));
+        let comma = if number == 0 { "" } else { "," };
+        body += &format!(r#"{comma}{{"{action}":{{"_id":"{number}","status":{status}}}}}"#);
+    }
+    body += "]}";
+    let compressed = {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(body.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    for (coding, body) in [("identity", body.as_bytes()), ("gzip", &compressed)] {
+        for piece_bytes in [137, 1_000, 16_384] {
+            let mut wire = Wire::new(Direction::Egress, short());
+            wire.request(
+                b"POST /_bulk HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 0\r\n\r\n",
+            );
+            let mut answer = format!(
+                "HTTP/1.1 200 OK\r\nX-elastic-product: Elasticsearch\r\n{JSON}\
+                 Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            .into_bytes();
+            for chunk in body.chunks(700) {
+                answer.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                answer.extend_from_slice(chunk);
+                answer.extend_from_slice(b"\r\n");
+            }
+            answer.extend_from_slice(b"0\r\n\r\n");
+            for piece in answer.chunks(piece_bytes) {
+                wire.response(piece);
+            }
+            let call = call(&mut wire).unwrap();
+            assert_eq!(call.batch_size, Some(500), "{coding} {piece_bytes}");
+            let counted = |action, outcome| {
+                let mut items = call.bulk_items.iter();
+                let found = items.find(|it| (it.action, it.outcome) == (action, outcome));
+                found.map_or(0, |items| items.count)
+            };
+            for (action, outcome) in [
+                (BulkAction::Create, BulkOutcome::Conflict),
+                (BulkAction::Update, BulkOutcome::Succeeded),
+                (BulkAction::Delete, BulkOutcome::NotFound),
+                (BulkAction::Index, BulkOutcome::Failed),
+                (BulkAction::Index, BulkOutcome::Succeeded),
+            ] {
+                assert_eq!(counted(action, outcome), 100, "{action:?} {outcome:?}");
+            }
+        }
     }
 }

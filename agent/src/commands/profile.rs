@@ -11,12 +11,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use profile::{Kind, Profile};
 
 use crate::cli::ProfileArgs;
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
 use crate::probes::load::{LoadOptions, load};
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
-use crate::profiler::{ProfileRequest, ProfileTime, Profiler, Selector, Target};
+use crate::profiler::{ProfileRequest, ProfileTime, Profiler, Selector, Target, WorkFilter};
 use crate::sink::profile_format::ProfileFormat;
+use crate::start::{self, WatchedRequests};
 use crate::symbolize::jit::is_mark;
 
 /// Takes the profile and writes it to the file.
@@ -37,6 +38,11 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         selector: Selector {
             target: target(args)?,
             thread: args.thread.clone(),
+            work: WorkFilter {
+                route: args.route.clone(),
+                method: args.method.clone(),
+                operation: args.operation.clone(),
+            },
         },
         time: if args.off_cpu {
             ProfileTime::Waits {
@@ -50,6 +56,7 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
             }
         },
     };
+    let is_filtered = !request.selector.work.is_any();
     let name = args.output.display();
     let cannot_write = || format!("cannot write `{name}`");
     // Before anything is sampled: a folder that can't be written to is the commonest mistake.
@@ -73,7 +80,7 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     });
     match written {
         Ok(profile) => {
-            println!("{}", summary(&profile, &args.output));
+            println!("{}", summary(&profile, &args.output, is_filtered));
             Ok(())
         }
         Err(error) => {
@@ -113,8 +120,9 @@ async fn take(
 ) -> anyhow::Result<(Profile, Vec<u8>)> {
     let title = request.to_string();
     let bar = progress_bar(duration);
-    let started = tokio::task::spawn_blocking(start);
-    let profiler = started.await.context("cannot start the profiler")??;
+    let watches_requests = !request.selector.work.is_any();
+    let started = tokio::task::spawn_blocking(move || start(watches_requests));
+    let (profiler, _watched) = started.await.context("cannot start the profiler")??;
     let profile = {
         let collecting = profiler.collect(request);
         tokio::pin!(collecting);
@@ -136,13 +144,21 @@ async fn take(
     Ok((profile, bytes))
 }
 
-/// Loads the kernel side, of which only the sampler is used.
-fn start() -> anyhow::Result<Profiler> {
-    let mut loaded = load(&LoadOptions::MINIMAL)?;
+/// Loads the kernel side, of which only the sampler is used, unless requests are watched too.
+fn start(watches_requests: bool) -> anyhow::Result<(Profiler, Option<WatchedRequests>)> {
+    let config = Config::default();
+    let mut loaded = load(&if watches_requests {
+        start::load_options_for_requests(&config)
+    } else {
+        LoadOptions::MINIMAL
+    })?;
     let sampler = Sampler::new(&mut loaded.ebpf, &loaded.btf)?;
     let processes = Arc::new(ProcessTable::default());
     processes.scan();
-    Profiler::new(sampler, processes, None, None).context("cannot start a thread")
+    let watched = watches_requests.then(|| WatchedRequests::start(loaded, &config, &processes));
+    let (source, watched) = watched.transpose()?.unzip();
+    let profiler = Profiler::new(sampler, processes, None, None, source);
+    Ok((profiler.context("cannot start a thread")?, watched))
 }
 
 /// Drawn on a terminal alone.
@@ -159,7 +175,7 @@ fn progress_bar(duration: Duration) -> ProgressBar {
 }
 
 /// One line on what was written.
-fn summary(profile: &Profile, output: &Path) -> String {
+fn summary(profile: &Profile, output: &Path, is_filtered: bool) -> String {
     let unnamed = profile
         .frames
         .iter()
@@ -189,6 +205,7 @@ fn summary(profile: &Profile, output: &Path) -> String {
     }
     if profile.samples.is_empty() {
         line.push_str(match profile.kind {
+            _ if is_filtered => " (nothing that was sampled is proven to be of that request)",
             Kind::Cpu => " (it did not run on a CPU while it was watched)",
             Kind::OffCpu => " (it did not wait while it was watched)",
         });

@@ -339,17 +339,32 @@ impl Default for HttpConfig {
 }
 
 /// Elasticsearch and OpenSearch.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ElasticsearchConfig {
     /// `host:port` of servers known to be one, so that their calls are recognized before the
     /// first answer with a product header; `host:port/prefix` where a proxy has the API behind a
     /// path. The host is an address or a name that resolves.
     pub endpoints: Vec<String>,
+    /// Bytes captured of a body on connections to known clusters, beyond `capture.bytes`, so that the
+    /// items of bulk requests can be counted: 4096 to 16 MiB; 0 for none.
+    #[serde(with = "units::bytes")]
+    pub body_bytes: u32,
     /// Whether spans and the table of slow calls show queries, every literal replaced by `?`.
     pub query_text: bool,
     /// Asking clusters for their health.
     pub poll: PollConfig,
+}
+
+impl Default for ElasticsearchConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            body_bytes: 1024 * 1024,
+            query_text: false,
+            poll: PollConfig::default(),
+        }
+    }
 }
 
 /// Asking clusters for their health, for those that nobody else asks. Off while `endpoints` is empty.

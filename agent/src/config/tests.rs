@@ -86,6 +86,7 @@ otlp:
 elasticsearch:
   endpoints: ["10.0.0.7:9200", "es.example:9200", "[::1]:9200", "proxy:80/es"]
   query_text: true
+  body_bytes: 0
 "#,
     )
     .unwrap();
@@ -301,6 +302,10 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
         (
             "capture: {ring_bytes: 3MiB}",
             "t.yaml: `capture.ring_bytes` is `3145728`; allowed: a power of two, 64KiB to 64MiB",
+        ),
+        (
+            "elasticsearch: {body_bytes: 1KiB}",
+            "t.yaml: `elasticsearch.body_bytes` is `1024`; allowed: 4096 to 16777216",
         ),
         (
             "tap: syscalls",

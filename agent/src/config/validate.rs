@@ -75,6 +75,10 @@ pub(super) fn check(config: &Config, source_name: &str) -> Result<(), ConfigErro
     }
     checker.range("capture.bytes", capture.bytes, 256, 16_384)?;
     checker.range("capture.rings", capture.rings, 0, 8)?;
+    if config.elasticsearch.body_bytes != 0 {
+        let bytes = config.elasticsearch.body_bytes;
+        checker.range("elasticsearch.body_bytes", bytes, 4096, 16 << 20)?;
+    }
     checker.range("capture.ring_bytes", capture.ring_bytes, 64 << 10, 64 << 20)?;
     if !capture.ring_bytes.is_power_of_two() {
         return Err(checker.error(

@@ -1,4 +1,5 @@
-// Draws the profile that the page holds: magnify, search, filter by thread, and the table beside it.
+// Draws the profile that the page holds: magnify, search, filter by thread and by what it worked on, and
+// the table beside it.
 "use strict";
 
 const ROW_PX = 17;
@@ -9,20 +10,22 @@ const source = document.getElementById("data");
 const graph = document.getElementById("graph");
 const search = document.getElementById("search");
 const thread = document.getElementById("thread");
+const work = document.getElementById("work");
 const status = document.getElementById("status");
 const table = document.querySelector("#top tbody");
 const [ownHeading, totalHeading] = document.querySelectorAll("#top thead th");
 
 if (source) {
   const data = JSON.parse(source.textContent);
-  // What is shown: of which thread, from which frame on, what is looked for, the table's order.
-  const view = { thread: "", focus: null, needle: "", by: "own" };
+  // What is shown: of which thread and work, from which frame on, what is looked for, the table's order.
+  const view = { thread: "", work: "", focus: null, needle: "", by: "own" };
   let root = null;
 
   function build() {
     root = node(-1, null, 0);
     for (const stack of data.stacks) {
       if (view.thread !== "" && stack.thread !== Number(view.thread)) continue;
+      if (view.work !== "" && stack.work !== Number(view.work)) continue;
       let at = root;
       at.count += stack.count;
       for (const name of stack.names) {
@@ -177,11 +180,13 @@ if (source) {
     find(search.value);
   });
   search.addEventListener("input", () => find(search.value));
-  thread.addEventListener("change", () => {
-    view.thread = thread.value;
-    build();
-    show();
-  });
+  for (const [select, by] of [[thread, "thread"], [work, "work"]]) {
+    select.addEventListener("change", () => {
+      view[by] = select.value;
+      build();
+      show();
+    });
+  }
   document.getElementById("reset").addEventListener("click", () => {
     view.focus = root;
     search.value = "";
@@ -202,15 +207,25 @@ if (source) {
     });
   }
 
-  const counts = data.threads.map((name, number) => ({ name, number, count: 0 }));
-  for (const stack of data.stacks) counts[stack.thread].count += stack.count;
-  counts.sort((a, b) => b.count - a.count);
-  for (const { name, number, count } of counts) thread.add(new Option(`${name} (${count})`, number));
-  // A link can say what is looked for, and of which thread.
+  // Most samples first.
+  function offer(select, names, by) {
+    const counts = names.map((name, number) => ({ name, number, count: 0 }));
+    for (const stack of data.stacks) counts[stack[by]].count += stack.count;
+    counts.sort((a, b) => b.count - a.count);
+    for (const { name, number, count } of counts) {
+      if (count > 0) select.add(new Option(`${name || "no request told"} (${count})`, number));
+    }
+  }
+  offer(thread, data.threads, "thread");
+  offer(work, data.work, "work");
+  work.hidden = data.work.length < 2;
+  // A link can say what is looked for, of which thread and of which work.
   const asked = new URLSearchParams(location.hash.slice(1));
   search.value = asked.get("search") ?? "";
   const chosen = data.threads.indexOf(asked.get("thread"));
   if (chosen >= 0) view.thread = thread.value = String(chosen);
+  const chosenWork = data.work.indexOf(asked.get("work"));
+  if (chosenWork >= 0) view.work = work.value = String(chosenWork);
   build();
   find(search.value);
   let drawnWidth = graph.clientWidth;

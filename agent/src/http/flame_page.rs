@@ -1,5 +1,5 @@
 //! The page at `/flamegraph`: a profile to look into. The table is made on the server; a small
-//! script draws the flamegraph, searches, magnifies and filters by thread.
+//! script draws the flamegraph, searches, magnifies and filters by thread and request.
 
 use std::time::{Duration, SystemTime};
 
@@ -88,6 +88,9 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
                             h1 { "No samples" }
                             p {
                                 @match profile.kind {
+                                    _ if !request.selector.work.is_any() => {
+                                        "Nothing that was sampled is proven to be of that request."
+                                    }
                                     Kind::Cpu => "It did not run on a CPU while it was watched.",
                                     Kind::OffCpu => "It did not wait while it was watched.",
                                 }
@@ -98,6 +101,7 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
                             p.tools {
                                 input #search type="search" placeholder="Search functions" aria-label="Search functions";
                                 select #thread aria-label="Thread" { option value="" { "all threads" } }
+                                select #work aria-label="Request" hidden { option value="" { "all requests" } }
                                 button #reset type="button" { "Whole" }
                                 output #status {}
                             }

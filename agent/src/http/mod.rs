@@ -46,6 +46,7 @@ GET /health/detailed         JSON: each part of the agent
 GET /targets                 JSON: each watched process
 GET /api/elasticsearch/slow  JSON: the slowest Elasticsearch calls of the last minutes
 GET /debug/pprof/profile     pprof: ?seconds=30&hz=99&pid=|tid=|service=|container=|cgroup=&thread=,
+                             what is proven to serve &route=/a/{id}&method=GET or to await &operation=search,
                              or of what is kept: ?from=now-5m&to=now&…
 GET /debug/pprof/flamegraph  the same drawn: &format=svg|folded|speedscope
 GET /debug/pprof/diff        two of what is kept: ?service=&from=&to=&base_service=&base_from=&base_to=

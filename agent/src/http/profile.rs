@@ -170,7 +170,7 @@ async fn difference(
     let base = base.or(&asked);
     if base == Asked::default().or(&asked) {
         return Err(bad_request(format!(
-            "the base is the same: say {BASE}from and {BASE}to, or {BASE}service"
+            "the base is the same: say {BASE}from and {BASE}to, {BASE}service or {BASE}route"
         )));
     }
     let requests = [base, asked].map(|asked| asked.past_request(now));
@@ -276,12 +276,16 @@ fn status(error: &ProfileError) -> StatusCode {
         | ProfileError::ShortestWait(_)
         | ProfileError::Duration(_)
         | ProfileError::ContainerId(_)
-        | ProfileError::CgroupPath(_) => StatusCode::BAD_REQUEST,
+        | ProfileError::CgroupPath(_)
+        | ProfileError::Route(_)
+        | ProfileError::Method(_)
+        | ProfileError::Operation(_) => StatusCode::BAD_REQUEST,
         ProfileError::NoSuchProcess(_)
         | ProfileError::NoSuchThread(_)
         | ProfileError::NoSuchService { .. }
         | ProfileError::NoSuchContainer(_)
         | ProfileError::NoSuchCgroup(_)
+        | ProfileError::NoSuchWork { .. }
         | ProfileError::NothingKept
         | ProfileError::NotKept { .. } => StatusCode::NOT_FOUND,
         ProfileError::TooMany { .. } | ProfileError::OffCpuBusy { .. } => {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use profile::Kind;
 
 use crate::config::ProfileConfig;
-use crate::profiler::{ProfileRequest, ProfileTime, SHORTEST_WAIT, Selector, Target};
+use crate::profiler::{ProfileRequest, ProfileTime, SHORTEST_WAIT, Selector, Target, WorkFilter};
 
 /// How long a profile lasts when nobody says.
 const DEFAULT_SECONDS: u64 = 30;
@@ -17,14 +17,14 @@ const DEFAULT_HZ: u32 = 99;
 const DEFAULT_RANGE: Duration = Duration::from_secs(300);
 
 /// Parameters that say which samples are meant and of which time.
-pub(super) const ALLOWED: &str =
-    "seconds, hz, from, to, type, min_us, pid, tid, service, container, cgroup, thread";
+pub(super) const ALLOWED: &str = "seconds, hz, from, to, type, min_us, pid, tid, service, container, cgroup, thread, route, method, operation";
 
 /// What was said of one profile; what was not said is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked {
     target: Option<Target>,
     thread: Option<String>,
+    work: WorkFilter,
     seconds: Option<u64>,
     hz: Option<u32>,
     kind: Option<Kind>,
@@ -72,6 +72,18 @@ impl Asked {
                 self.thread = Some(value.to_owned());
                 return Ok(true);
             }
+            "route" => {
+                self.work.route = Some(value.to_owned());
+                return Ok(true);
+            }
+            "method" => {
+                self.work.method = Some(value.to_owned());
+                return Ok(true);
+            }
+            "operation" => {
+                self.work.operation = Some(value.to_owned());
+                return Ok(true);
+            }
             "pid" => Target::Pid(number(key, value)?),
             "tid" => Target::Tid(number(key, value)?),
             "service" => Target::Service(value.to_owned()),
@@ -100,6 +112,11 @@ impl Asked {
             min_us: None,
             target: self.target.or_else(|| other.target.clone()),
             thread: self.thread.or_else(|| other.thread.clone()),
+            work: if self.work.is_any() {
+                other.work.clone()
+            } else {
+                self.work
+            },
         }
     }
 
@@ -111,6 +128,7 @@ impl Asked {
         let selector = Selector {
             target: self.target.unwrap_or(Target::All),
             thread: self.thread,
+            work: self.work,
         };
         let is_past = self.from.is_some() || self.to.is_some();
         let duration = Duration::from_secs(self.seconds.unwrap_or(DEFAULT_SECONDS));
@@ -270,11 +288,19 @@ mod tests {
             ("hz", "499"),
             ("service", "a b"),
             ("thread", "w"),
+            ("route", "/a/{id}"),
+            ("method", "GET"),
+            ("operation", "search"),
         ];
         let request = parsed(&query).unwrap();
         let selector = Selector {
             target: Target::Service("a b".into()),
             thread: Some("w".into()),
+            work: WorkFilter {
+                route: Some("/a/{id}".into()),
+                method: Some("GET".into()),
+                operation: Some("search".into()),
+            },
         };
         let duration = Duration::from_secs(5);
         assert_eq!(request.selector, selector);
@@ -327,6 +353,12 @@ mod tests {
         assert_eq!(
             other_service,
             asked(&[("service", "a"), ("from", "now-5m")]).unwrap()
+        );
+        let routes = asked(&[("route", "/b"), ("from", "now-5m")]).unwrap();
+        let other_route = asked(&[("route", "/a")]).unwrap().or(&routes);
+        assert_eq!(
+            other_route,
+            asked(&[("route", "/a"), ("from", "now-5m")]).unwrap()
         );
         let earlier = asked(&[("to", "now-5m")]).unwrap().or(&main);
         assert_eq!(

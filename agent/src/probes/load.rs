@@ -84,11 +84,16 @@ impl ArrivalVariant {
     }
 }
 
+/// Addresses of clusters that the kernel side knows, of which IPv4 ones count twice.
+const MAX_CLUSTER_ENDPOINTS: u32 = 512;
+
 /// Capacities and choices that are fixed once the programs are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Bytes captured from the start of each run.
     pub capture_bytes: u32,
+    /// Bytes captured of a body beyond that, on connections to clusters; 0 for none.
+    pub body_bytes: u32,
     /// Socket rings in use; 0 chooses by the number of CPUs.
     pub rings: u32,
     /// Size of each socket ring: a power of two, at least a page.
@@ -101,6 +106,8 @@ pub struct LoadOptions {
     pub queue_time: bool,
     /// Whether the peers' acknowledgements are asked for.
     pub delivery_time: bool,
+    /// Whether each sample's time is told.
+    pub sample_times: bool,
     /// Log the kernel side's decisions.
     pub verbose: bool,
 }
@@ -109,12 +116,14 @@ impl LoadOptions {
     /// The least that can be loaded: for commands that do not observe sockets.
     pub const MINIMAL: Self = Self {
         capture_bytes: 256,
+        body_bytes: 0,
         rings: 1,
         ring_bytes: 4096,
         max_connections: 1,
         tap: Tap::Walk,
         queue_time: false,
         delivery_time: false,
+        sample_times: false,
         verbose: false,
     };
 }
@@ -207,10 +216,21 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         iterators: iterators.unwrap_or_default(),
         agent_pid: std::process::id(),
         capture_bytes: options.capture_bytes.min(MAX_CAPTURE_BYTES),
+        // The kernel side ends where less than a record's worth is left.
+        body_bytes: match options.body_bytes {
+            0 => 0,
+            bytes => bytes.saturating_add(MAX_CAPTURE_BYTES),
+        },
         rings,
         scratches,
         queue_time: arrivals.is_some().into(),
         delivery_time: options.delivery_time.into(),
+        sample_times: options.sample_times.into(),
+    };
+    let clusters = if options.body_bytes == 0 {
+        1
+    } else {
+        MAX_CLUSTER_ENDPOINTS
     };
     lift_memory_lock();
     let btf = aya::Btf::parse(&outline, aya::Endianness::default())?;
@@ -223,6 +243,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .override_global("CONFIG", &config, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("CONNECTIONS", options.max_connections)
+        .map_max_entries("CLUSTERS", clusters)
         .map_max_entries("SCRATCH", scratches * cpus);
     if arrivals.is_none() {
         loader.map_max_entries("FIRST_ARRIVALS", 1);

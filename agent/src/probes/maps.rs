@@ -1,13 +1,14 @@
 //! The maps that the agent reads beside the rings.
 
 use std::collections::{HashMap as StdHashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
-use ebpf_common::connection::{ConnectionState, family};
+use ebpf_common::connection::{ClusterEndpoint, ConnectionState, family};
 use ebpf_common::loss::LossReason;
 
 use super::ring::RingError;
@@ -100,6 +101,60 @@ fn unix_inodes(pid: u32) -> Option<HashSet<u64>> {
     )
 }
 
+/// The endpoints of which the kernel side knows that they are clusters.
+#[derive(Debug)]
+pub struct ClusterEndpoints {
+    map: Mutex<HashMap<MapData, ClusterEndpoint, u8>>,
+}
+
+impl ClusterEndpoints {
+    /// Takes the map of clusters out of the object.
+    ///
+    /// # Errors
+    /// Where the object has none.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, RingError> {
+        const NAME: &str = "CLUSTERS";
+        let map = ebpf
+            .take_map(NAME)
+            .ok_or_else(|| RingError::NoMap(NAME.to_owned()))?;
+        let map = map.try_into().map_err(|source| RingError::Map {
+            name: NAME.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            map: Mutex::new(map),
+        })
+    }
+
+    /// Tells the kernel side of a cluster. Where the map is full, bodies of that one are captured no
+    /// further than others.
+    pub fn insert(&self, endpoint: SocketAddr) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses(endpoint.ip()).into_iter().flatten() {
+            let key = ClusterEndpoint {
+                address,
+                port: endpoint.port().into(),
+            };
+            if let Err(error) = map.insert(key, 1, 0) {
+                tracing::warn!(%endpoint, %error, "cluster not told to the kernel side");
+            }
+        }
+    }
+}
+
+/// How sockets show an address: an IPv4 one is a mapped one to those of both families.
+fn addresses(address: IpAddr) -> [Option<[u8; 16]>; 2] {
+    let of_v4 = |address: Ipv4Addr| {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&address.octets());
+        [Some(bytes), Some(address.to_ipv6_mapped().octets())]
+    };
+    match address.to_canonical() {
+        IpAddr::V4(address) => of_v4(address),
+        IpAddr::V6(address) => [Some(address.octets()), None],
+    }
+}
+
 /// The kernel side's loss counters.
 pub struct KernelLosses {
     map: PerCpuArray<MapData, u64>,
@@ -163,8 +218,21 @@ fn second_handle(data: &MapData, name: &str) -> Result<MapData, RingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn an_ipv4_address_has_two_forms() {
+        let mapped: Ipv6Addr = "::ffff:10.1.2.3".parse().unwrap();
+        let mut plain = [0; 16];
+        plain[..4].copy_from_slice(&[10, 1, 2, 3]);
+        for address in [IpAddr::from([10, 1, 2, 3]), mapped.into()] {
+            assert_eq!(addresses(address), [Some(plain), Some(mapped.octets())]);
+        }
+        let other: Ipv6Addr = "fd00::1".parse().unwrap();
+        assert_eq!(addresses(other.into()), [Some(other.octets()), None]);
+    }
 
     #[test]
     fn finds_the_unix_sockets_of_a_namespace() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use aya::programs::{BtfTracePoint, ProgramFd};
-use ebpf_common::sample::{OffCpuState, SampleKey, Waited, Waiting};
+use ebpf_common::sample::{OffCpuState, SampleKey, SampleTime, Waited, Waiting};
 
 use super::sampler::{SamplerError, take};
 use crate::clock::monotonic_ns;
@@ -21,6 +21,15 @@ pub struct Waits {
     pub pid: Option<u32>,
     /// The shortest.
     pub min: Duration,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    /// Waits by stack, those that go on among them.
+    pub(super) waited: Vec<(SampleKey, Waited)>,
+    /// The times of those that go on.
+    pub(super) going_on: Vec<SampleTime>,
 }
 
 /// Handle on the program. Dropping it detaches it.
@@ -84,17 +93,18 @@ impl OffCpu {
         Ok(())
     }
 
-    /// Ends the measurement and tells each stack's waits, those that go on among them.
+    /// Ends the measurement.
     ///
     /// # Errors
     /// When a map can't be read.
-    pub(super) fn stop(&mut self) -> Result<Vec<(SampleKey, Waited)>, SamplerError> {
+    pub(super) fn stop(&mut self) -> Result<Measured, SamplerError> {
         self.link = None;
         let now_ns = monotonic_ns();
         let mut waited = self
             .waited
             .iter()
             .collect::<Result<std::collections::HashMap<_, _>, _>>()?;
+        let mut going_on = Vec::new();
         for entry in self.waiting.iter() {
             let (_, waiting) = entry?;
             let ns = now_ns.saturating_sub(waiting.since_ns);
@@ -103,11 +113,21 @@ impl OffCpu {
             {
                 waited.count += 1;
                 waited.ns += ns;
+                going_on.push(SampleTime {
+                    stack_hash: waiting.key.stack_hash,
+                    time_ns: waiting.since_ns,
+                    waited_ns: ns,
+                    tid: waiting.key.tid,
+                    epoch: waiting.key.epoch,
+                });
             }
         }
         self.clear()?;
         let over = waited.into_iter();
-        Ok(over.filter(|(_, waited)| waited.count > 0).collect())
+        Ok(Measured {
+            waited: over.filter(|(_, waited)| waited.count > 0).collect(),
+            going_on,
+        })
     }
 
     fn clear(&mut self) -> Result<(), MapError> {

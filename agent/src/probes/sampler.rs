@@ -15,9 +15,12 @@ use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
 use ebpf_common::python::{FRAME_WORDS, MAX_PYTHON_FRAMES};
 use ebpf_common::sample::{
-    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SamplerState, StackHeader, stack_flags,
+    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SampleTime, SamplerState, StackHeader, Waited,
+    stack_flags,
 };
 use ebpf_common::v8::{SCRIPT_MARK, SCRIPT_WORDS};
+use profile::Work;
+use zerocopy::FromBytes as _;
 
 use super::off_cpu::{OffCpu, Waits};
 use super::ring::SeldomRing;
@@ -78,6 +81,8 @@ pub struct RawSample<'a> {
     pub interpreter_missing: bool,
     /// Samples, or microseconds.
     pub count: u64,
+    /// What the thread worked on.
+    pub work: Work,
 }
 
 /// A stack as it was captured.
@@ -95,6 +100,7 @@ impl Stack {
             user: &self.user.user,
             interpreter_missing: self.user.interpreter_missing,
             count,
+            work: Work::default(),
         }
     }
 }
@@ -131,6 +137,10 @@ pub struct FrameFunction {
     pub stamp: u64,
 }
 
+/// Waits that were measured, by stack.
+#[derive(Debug, Default)]
+pub struct Stopped(Vec<(SampleKey, Waited)>);
+
 /// The sampling programs that this kernel takes.
 #[derive(Clone, Debug)]
 pub struct Variant {
@@ -160,6 +170,8 @@ pub struct Sampler {
     stacks: HashMap<SampleKey, Stack>,
     /// Stacks of threads that left the CPU to wait.
     waits: HashMap<SampleKey, Stack>,
+    /// When samples were taken that nobody asked for yet.
+    times: Vec<SampleTime>,
     targeted: HashSet<u32>,
     now: SamplerState,
     /// Counts whose stack never came, and records that could not be read. Neither happens unless
@@ -204,6 +216,7 @@ impl Sampler {
             clocks: Vec::new(),
             stacks: HashMap::new(),
             waits: HashMap::new(),
+            times: Vec::new(),
             targeted: HashSet::new(),
             now: SamplerState::default(),
             broken: 0,
@@ -311,6 +324,10 @@ impl Sampler {
         mut seen: impl FnMut(&SampleKey, UserStack<'_>) -> Option<Translated>,
     ) -> Result<(), SamplerError> {
         let read = self.ring.drain(|record| {
+            if let Ok(time) = SampleTime::read_from_bytes(record) {
+                self.times.push(time);
+                return;
+            }
             let Some((key, record)) = decode(record) else {
                 self.broken += 1;
                 return;
@@ -340,6 +357,11 @@ impl Sampler {
         })
     }
 
+    /// Takes out when those samples were taken that [`Self::read_stacks`] met.
+    pub fn take_times(&mut self) -> Vec<SampleTime> {
+        std::mem::take(&mut self.times)
+    }
+
     /// Measures waits that begin from now on.
     ///
     /// # Errors
@@ -352,20 +374,28 @@ impl Sampler {
         }
     }
 
-    /// Ends what [`Self::start_waits`] began and tells each stack with the microseconds that its
-    /// thread waited there in all. [`Self::read_stacks`] goes first. Returns how many waits had no
-    /// stack, which do not come unless the two sides disagree about the ABI.
+    /// Ends what [`Self::start_waits`] began. The times of waits that go on are among those that
+    /// [`Self::take_times`] gives.
     ///
     /// # Errors
     /// When a map can't be read.
-    pub fn stop_waits(
-        &mut self,
-        mut sample: impl FnMut(RawSample<'_>),
-    ) -> Result<u64, SamplerError> {
+    pub fn stop_waits(&mut self) -> Result<Stopped, SamplerError> {
         let Ok(off_cpu) = &mut self.off_cpu else {
-            return Ok(0);
+            return Ok(Stopped::default());
         };
-        let waited = off_cpu.stop()?;
+        let measured = off_cpu.stop()?;
+        self.times.extend(measured.going_on);
+        Ok(Stopped(measured.waited))
+    }
+
+    /// Tells each stack with the microseconds that its thread waited there in all.
+    /// [`Self::read_stacks`] goes first. Returns how many waits had no stack, which do not come
+    /// unless the two sides disagree about the ABI.
+    pub fn read_waits(
+        &mut self,
+        Stopped(waited): Stopped,
+        mut sample: impl FnMut(RawSample<'_>),
+    ) -> u64 {
         let stacks = std::mem::take(&mut self.waits);
         let mut unknown = 0;
         for (key, waited) in waited {
@@ -375,7 +405,7 @@ impl Sampler {
                 unknown += waited.count;
             }
         }
-        Ok(unknown)
+        unknown
     }
 
     /// Threads and images that wait, as far as they are known.
@@ -402,12 +432,10 @@ impl Sampler {
         &mut self,
         mut sample: impl FnMut(RawSample<'_>),
     ) -> Result<(), SamplerError> {
-        let (current, running) = (self.now.epoch, !self.clocks.is_empty());
-        let over = |key: &SampleKey| !running || key.epoch != current;
         let mut read = Vec::new();
         for entry in self.counts.iter() {
             let (key, count) = entry?;
-            if over(&key) {
+            if self.is_over(key.epoch) {
                 read.push((key, count));
             }
         }
@@ -421,8 +449,16 @@ impl Sampler {
         }
         // What is left of those epochs was sent, but then found no room among the counts; the
         // kernel side has counted the loss.
-        self.stacks.retain(|key, _| !over(key));
+        let mut stacks = std::mem::take(&mut self.stacks);
+        stacks.retain(|key, _| !self.is_over(key.epoch));
+        self.stacks = stacks;
         Ok(())
+    }
+
+    /// Whether no more samples are taken in an epoch.
+    #[must_use]
+    pub fn is_over(&self, epoch: u32) -> bool {
+        self.clocks.is_empty() || epoch != self.now.epoch
     }
 
     /// Samples lost since the kernel programs were loaded.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{MAX_CONCURRENT, MAX_HZ, MAX_LISTED_SERVICES, MAX_SECONDS, MIN_CONTAINER_ID_LEN};
+use super::{MAX_CONCURRENT, MAX_HZ, MAX_LISTED, MAX_SECONDS, MIN_CONTAINER_ID_LEN};
 use crate::probes::sampler::SamplerError;
 
 /// Why there is no profile.
@@ -41,6 +41,27 @@ pub enum ProfileError {
     /// No process of the cgroup is known.
     #[error("there is no process in cgroup {0:?}")]
     NoSuchCgroup(String),
+    /// The route is none.
+    #[error("route is {0:?}: a template as http_route has it is needed, such as /users/{{id}}")]
+    Route(String),
+    /// The method is none.
+    #[error("method is {0:?}: one of HTTP's in capitals is needed, or _OTHER")]
+    Method(String),
+    /// The operation is none.
+    #[error(
+        "operation is {0:?}: an endpoint id of Elasticsearch's REST specification is needed, such as \
+         search"
+    )]
+    Operation(String),
+    /// Nothing that was sampled is proven to be of the work that was asked for, but something of other
+    /// work is.
+    #[error("no sample of {asked}; those there are: {known}")]
+    NoSuchWork {
+        /// What was asked for.
+        asked: String,
+        /// Some of what there is.
+        known: String,
+    },
     /// Nothing is kept.
     #[error("nothing is kept: continuous profiling is off (profile.continuous.hz)")]
     NothingKept,
@@ -87,8 +108,8 @@ impl ProfileError {
     pub(super) fn no_such_service(name: &str, names: &mut Vec<Arc<str>>) -> Self {
         names.sort();
         names.dedup();
-        if names.len() > MAX_LISTED_SERVICES {
-            names.truncate(MAX_LISTED_SERVICES);
+        if names.len() > MAX_LISTED {
+            names.truncate(MAX_LISTED);
             names.push("…".into());
         }
         let known = if names.is_empty() {

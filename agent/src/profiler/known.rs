@@ -62,10 +62,7 @@ impl Known {
     /// Learns what has to be known of a sampled process before it ends. Where it runs an interpreter,
     /// gives back its stack with the interpreter's frames.
     pub(super) fn observe(&mut self, key: &SampleKey, stack: &UserStack<'_>) -> Option<Translated> {
-        let image = ImageKey {
-            pid: key.pid,
-            image: key.image,
-        };
+        let image = ImageKey::of_sample(key);
         self.unwinder.observe(key);
         let native: Vec<_> = stack
             .native

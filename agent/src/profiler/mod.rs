@@ -5,6 +5,7 @@
 
 mod error;
 mod known;
+mod labels;
 pub mod python;
 mod recorder;
 mod session;
@@ -34,8 +35,9 @@ use target::Identity;
 use work::Message;
 
 pub use error::ProfileError;
+pub use labels::{LostRecords, RequestSource};
 pub use recorder::Continuous;
-pub use target::{Selector, Target};
+pub use target::{Selector, Target, WorkFilter};
 use unwind::Unwinder;
 use v8::V8Processes;
 
@@ -57,8 +59,8 @@ pub const MAX_CONCURRENT: usize = 8;
 /// Shortest part of a container id that names a container.
 const MIN_CONTAINER_ID_LEN: usize = 8;
 
-/// Service names that an error lists.
-const MAX_LISTED_SERVICES: usize = 20;
+/// Names that an error lists.
+const MAX_LISTED: usize = 20;
 
 /// A profile that somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +141,8 @@ pub struct Profiler {
 
 impl Profiler {
     /// Starts the profiler's thread, which sleeps until a profile is asked for, or profiles
-    /// continuously. `samples` counts what profiles on demand were made of.
+    /// continuously. `samples` counts what profiles on demand were made of; `requests` tells what the
+    /// sampled threads worked on.
     ///
     /// # Errors
     /// When the thread can't be started.
@@ -148,6 +151,7 @@ impl Profiler {
         processes: Arc<ProcessTable>,
         samples: Option<ProfileSamples>,
         continuous: Option<Continuous>,
+        requests: Option<RequestSource>,
     ) -> std::io::Result<Self> {
         let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
         let interpreters = Interpreters {
@@ -155,7 +159,9 @@ impl Profiler {
             v8: unwinder.v8().clone(),
         };
         let (messages, received) = mpsc::channel();
-        let worker = work::Worker::new(sampler, unwinder, Arc::clone(&processes), continuous);
+        let processes_of_worker = Arc::clone(&processes);
+        let worker =
+            work::Worker::new(sampler, unwinder, processes_of_worker, continuous, requests);
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&received))?;
@@ -221,6 +227,7 @@ impl Profiler {
     /// Checks what can be checked before anything is attached. Who was profiled in the past may be
     /// gone by now.
     fn validate(&self, request: &ProfileRequest) -> Result<(), ProfileError> {
+        request.selector.work.validate()?;
         let target = &request.selector.target;
         match target {
             Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {

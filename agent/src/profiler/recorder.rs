@@ -7,7 +7,7 @@ use prometheus::IntCounter;
 
 use super::known::Known;
 use super::session::{stack, thread};
-use super::target::Selector;
+use super::target::{OtherWork, Selector};
 use super::thin::Thin;
 use crate::probes::sampler::RawSample;
 use crate::symbolize::ImageKey;
@@ -70,7 +70,7 @@ impl Recorder {
     pub(super) fn add(&mut self, sample: &RawSample<'_>, clock_hz: u32) {
         let count = self.thin.keep(sample.count, clock_hz);
         if count > 0 {
-            self.store.add(thread(sample.key), stack(sample), count);
+            self.store.add(thread(sample), stack(sample), count);
         }
     }
 
@@ -93,15 +93,17 @@ impl Recorder {
         self.settings.dropped.inc_by(dropped);
     }
 
-    /// The sum of the windows of a range of time; `None` where there is none.
+    /// The sum of the windows of a range of time; `None` where there is none. `other` takes note of work
+    /// that is not meant.
     pub(super) fn sum(
         &self,
         from: SystemTime,
         to: SystemTime,
         selector: &Selector,
         known: &Known,
+        other: &mut OtherWork,
     ) -> Option<Span> {
-        let wanted = |thread: &Thread| selector.includes(thread, known.identity(thread));
+        let wanted = |thread: &Thread| selector.includes(thread, known.identity(thread), other);
         self.history.sum(from, to, wanted)
     }
 

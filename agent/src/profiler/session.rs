@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ebpf_common::sample::{SampleKey, stack_flags};
+use ebpf_common::sample::stack_flags;
 use profile::{Kind, StackEnd, StackTrace, Store, Thread};
 use tokio::sync::oneshot;
 
 use super::ProfileError;
 use super::known::Known;
-use super::target::Selector;
+use super::target::{OtherWork, Selector};
 use super::thin::Thin;
 use crate::probes::sampler::RawSample;
 use crate::symbolize::{ImageKey, Request};
@@ -46,6 +46,8 @@ pub(super) struct Session {
     thin: Thin,
     started: (SystemTime, Instant),
     lost_before: u64,
+    /// Work that was not asked for.
+    other: OtherWork,
 }
 
 impl Session {
@@ -60,6 +62,7 @@ impl Session {
             thin: Thin::to(hz),
             started: (SystemTime::now(), Instant::now()),
             lost_before: 0,
+            other: OtherWork::default(),
         }
     }
 
@@ -92,8 +95,9 @@ impl Session {
 
     /// Takes in a sample of clocks that run at `clock_hz`, if it is one of its own.
     pub(super) fn add(&mut self, sample: &RawSample<'_>, known: &Known, clock_hz: u32) {
-        let thread = thread(sample.key);
-        if self.selector.includes(&thread, known.identity(&thread)) {
+        let thread = thread(sample);
+        let identity = known.identity(&thread);
+        if self.selector.includes(&thread, identity, &mut self.other) {
             let count = self.thin.keep(sample.count, clock_hz);
             if count > 0 {
                 self.store.add(thread, stack(sample), count);
@@ -110,15 +114,21 @@ impl Session {
     pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
         let lost_samples = lost_now.saturating_sub(self.lost_before) + self.store.dropped();
         let (started, begin) = self.started;
+        let counted = self.store.into_counted();
+        let refusal = self.other.refusal(&self.selector.work);
+        let collected = match refusal.filter(|_| counted.is_empty()) {
+            Some(refusal) => Err(refusal),
+            None => Ok(Collected {
+                request: known.request(counted),
+                started,
+                duration: now.saturating_duration_since(begin),
+                kind: Kind::Cpu,
+                period_ns: period_ns(self.hz),
+                lost_samples,
+            }),
+        };
         // Whoever asked may have gone away.
-        let _ = self.answer.send(Ok(Collected {
-            request: known.request(self.store.into_counted()),
-            started,
-            duration: now.saturating_duration_since(begin),
-            kind: Kind::Cpu,
-            period_ns: period_ns(self.hz),
-            lost_samples,
-        }));
+        let _ = self.answer.send(collected);
     }
 
     /// Hands over the reason why there is nothing.
@@ -133,13 +143,15 @@ pub(super) fn period_ns(hz: u32) -> u64 {
 }
 
 /// Whose sample it is.
-pub(super) fn thread(key: &SampleKey) -> Thread {
+pub(super) fn thread(sample: &RawSample<'_>) -> Thread {
+    let key = sample.key;
     let name = key.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     Thread {
         pid: key.pid,
         tid: key.tid,
         image: key.image,
         name: String::from_utf8_lossy(name).into(),
+        work: sample.work.clone(),
     }
 }
 
@@ -159,6 +171,9 @@ pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use ebpf_common::sample::SampleKey;
+    use profile::Work;
 
     use super::*;
     use crate::process::ProcessTable;
@@ -194,6 +209,7 @@ mod tests {
             kernel: &[1],
             user: &[2],
             count,
+            work: Work::default(),
         };
         session.add(&sample, &known(), clock_hz);
     }

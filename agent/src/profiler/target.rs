@@ -1,12 +1,16 @@
 //! What is profiled, and whether a sample belongs to it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use profile::Thread;
+use profile::{Thread, Work};
+use protocol::elasticsearch::is_operation;
+use protocol::known_method;
 
+use super::{MAX_LISTED, ProfileError};
 use crate::process::Process;
 
 /// Most cgroups of one process: a host has about a dozen hierarchies at the most.
@@ -36,6 +40,8 @@ pub struct Selector {
     pub target: Target,
     /// Of threads with this name alone.
     pub thread: Option<String>,
+    /// Of this work alone.
+    pub work: WorkFilter,
 }
 
 impl From<Target> for Selector {
@@ -43,7 +49,102 @@ impl From<Target> for Selector {
         Self {
             target,
             thread: None,
+            work: WorkFilter::default(),
         }
+    }
+}
+
+/// What the threads worked on whose samples are meant; what is not said does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkFilter {
+    /// Route of the request that they served.
+    pub route: Option<String>,
+    /// Its method.
+    pub method: Option<String>,
+    /// The Elasticsearch operation that they waited for.
+    pub operation: Option<String>,
+}
+
+impl WorkFilter {
+    /// Whether all samples are meant.
+    #[must_use]
+    pub const fn is_any(&self) -> bool {
+        self.route.is_none() && self.method.is_none() && self.operation.is_none()
+    }
+
+    /// Whether that is what is meant.
+    #[must_use]
+    pub fn includes(&self, work: &Work) -> bool {
+        let request = work.request.as_ref();
+        let is = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+        };
+        is(&self.route, request.map(|request| &*request.route))
+            && is(&self.method, request.map(|request| request.method))
+            && is(&self.operation, work.operation)
+    }
+
+    /// Whether there can be such work at all.
+    ///
+    /// # Errors
+    /// What there can't be.
+    pub(super) fn validate(&self) -> Result<(), ProfileError> {
+        let is_route = |route: &String| route.starts_with(['/', '*', '{']);
+        if let Some(route) = self.route.as_ref().filter(|route| !is_route(route)) {
+            return Err(ProfileError::Route(route.clone()));
+        }
+        let is_method = |method: &String| known_method(method) == method || method == "_OTHER";
+        if let Some(method) = self.method.as_ref().filter(|method| !is_method(method)) {
+            return Err(ProfileError::Method(method.clone()));
+        }
+        let is_none = |operation: &&String| !is_operation(operation);
+        match self.operation.as_ref().filter(is_none) {
+            Some(operation) => Err(ProfileError::Operation(operation.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for WorkFilter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("route", &self.route),
+            ("method", &self.method),
+            ("operation", &self.operation),
+        ];
+        let mut separator = "";
+        for (key, value) in parts {
+            if let Some(value) = value {
+                write!(formatter, "{separator}{key} {value}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Other work than what was asked for, for whoever misspelt it; bounded.
+#[derive(Debug, Default)]
+pub(super) struct OtherWork(BTreeSet<Work>);
+
+impl OtherWork {
+    pub(super) fn note(&mut self, work: &Work) {
+        if !work.is_unknown() && self.0.len() <= MAX_LISTED && !self.0.contains(work) {
+            self.0.insert(work.clone());
+        }
+    }
+
+    /// Why there is nothing, where there is something else.
+    pub(super) fn refusal(&self, asked: &WorkFilter) -> Option<ProfileError> {
+        let mut known: Vec<_> = self.0.iter().map(Work::to_string).collect();
+        if known.len() > MAX_LISTED {
+            known.truncate(MAX_LISTED);
+            known.push("…".to_owned());
+        }
+        (!known.is_empty()).then(|| ProfileError::NoSuchWork {
+            asked: asked.to_string(),
+            known: known.join(", "),
+        })
     }
 }
 
@@ -61,7 +162,11 @@ impl fmt::Display for Selector {
         match &self.thread {
             Some(name) => write!(formatter, ", threads called {name}"),
             None => Ok(()),
+        }?;
+        if self.work.is_any() {
+            return Ok(());
         }
+        write!(formatter, ", {}", self.work)
     }
 }
 
@@ -112,9 +217,26 @@ fn cgroups(lines: &str) -> Box<[Box<str>]> {
 }
 
 impl Selector {
-    /// Is it a sample of a thread of this process that is meant? Nothing but its numbers is known
-    /// of a process that ended too soon.
-    pub(super) fn includes(&self, thread: &Thread, identity: Option<&Identity>) -> bool {
+    /// Is it a sample that is meant? Where only its work is another one, `other` takes note of that.
+    pub(super) fn includes(
+        &self,
+        thread: &Thread,
+        identity: Option<&Identity>,
+        other: &mut OtherWork,
+    ) -> bool {
+        if !self.includes_thread(thread, identity) {
+            return false;
+        }
+        let included = self.work.includes(&thread.work);
+        if !included {
+            other.note(&thread.work);
+        }
+        included
+    }
+
+    /// Is it a thread of this process that is meant? Nothing but its numbers is known of a process
+    /// that ended too soon.
+    fn includes_thread(&self, thread: &Thread, identity: Option<&Identity>) -> bool {
         let named = self
             .thread
             .as_ref()
@@ -156,6 +278,8 @@ fn is_below(path: &str, asked: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use profile::Request;
+
     use super::*;
 
     fn identity() -> Identity {
@@ -173,6 +297,7 @@ mod tests {
             tid: 8,
             image: 1,
             name: "worker".into(),
+            work: Work::default(),
         }
     }
 
@@ -196,7 +321,7 @@ mod tests {
             (Target::Cgroup("/kubepods/c".into()), false),
         ] {
             let selector = Selector::from(target);
-            let result = selector.includes(&thread(), Some(&identity()));
+            let result = selector.includes_thread(&thread(), Some(&identity()));
             assert_eq!(result, included, "{selector:?}");
         }
     }
@@ -206,10 +331,99 @@ mod tests {
         let named = |name: &str| Selector {
             target: Target::Service("shop".into()),
             thread: Some(name.to_owned()),
+            work: WorkFilter::default(),
         };
-        assert!(named("worker").includes(&thread(), Some(&identity())));
-        assert!(!named("work").includes(&thread(), Some(&identity())));
-        assert!(!named("worker").includes(&thread(), None));
+        assert!(named("worker").includes_thread(&thread(), Some(&identity())));
+        assert!(!named("work").includes_thread(&thread(), Some(&identity())));
+        assert!(!named("worker").includes_thread(&thread(), None));
+    }
+
+    fn work(method: &'static str, route: &str) -> Work {
+        Work {
+            request: Some(Request {
+                route: route.into(),
+                method,
+            }),
+            operation: None,
+        }
+    }
+
+    fn filter(route: Option<&str>, method: Option<&str>, operation: Option<&str>) -> WorkFilter {
+        let [route, method, operation] =
+            [route, method, operation].map(|text| text.map(ToOwned::to_owned));
+        WorkFilter {
+            route,
+            method,
+            operation,
+        }
+    }
+
+    #[test]
+    fn work_is_selected_by_each_of_its_names() {
+        let get = work("GET", "/a/{id}");
+        let search = Work {
+            operation: Some("search"),
+            ..get.clone()
+        };
+        let unknown = Work::default();
+        for (filter, included) in [
+            (filter(None, None, None), [true, true, true]),
+            (filter(Some("/a/{id}"), None, None), [false, true, true]),
+            (filter(Some("/a/"), None, None), [false, false, false]),
+            (filter(None, Some("GET"), None), [false, true, true]),
+            (
+                filter(Some("/a/{id}"), Some("PUT"), None),
+                [false, false, false],
+            ),
+            (filter(None, None, Some("search")), [false, false, true]),
+            (filter(None, None, Some("bulk")), [false, false, false]),
+        ] {
+            let found = [&unknown, &get, &search].map(|work| filter.includes(work));
+            assert_eq!(found, included, "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn work_that_cannot_be_is_refused() {
+        let valid = filter(Some("/a"), Some("GET"), Some("cluster.health"));
+        assert!(valid.validate().is_ok());
+        for (filter, reason) in [
+            (
+                filter(Some("a/{id}"), None, None),
+                "route is \"a/{id}\": a template as http_route has it is needed, such as /users/{id}",
+            ),
+            (
+                filter(None, Some("get"), None),
+                "method is \"get\": one of HTTP's in capitals is needed, or _OTHER",
+            ),
+            (
+                filter(None, None, Some("find")),
+                "operation is \"find\": an endpoint id of Elasticsearch's REST specification is needed, \
+                 such as search",
+            ),
+        ] {
+            assert_eq!(filter.validate().unwrap_err().to_string(), reason);
+        }
+    }
+
+    #[test]
+    fn other_work_is_listed_where_there_is_any() {
+        let asked = filter(Some("/b"), None, None);
+        let mut other = OtherWork::default();
+        other.note(&Work::default());
+        assert!(other.refusal(&asked).is_none());
+        other.note(&work("GET", "/a/{id}"));
+        other.note(&work("GET", "/a/{id}"));
+        let refusal = other.refusal(&asked).unwrap();
+        assert_eq!(
+            refusal.to_string(),
+            "no sample of route /b; those there are: GET /a/{id}"
+        );
+        for number in 0..100 {
+            other.note(&work("GET", &format!("/{number}")));
+        }
+        assert!(other.0.len() <= MAX_LISTED + 1);
+        assert!(other.refusal(&asked).unwrap().to_string().ends_with(", …"));
     }
 
     #[test]

@@ -6,8 +6,9 @@ use profile::{Kind, Store};
 
 use super::ProfileError;
 use super::known::Known;
+use super::labels::{Labels, split};
 use super::session::{Answer, Collected, MAX_STACKS, stack, thread};
-use super::target::{Selector, Target};
+use super::target::{OtherWork, Selector, Target};
 use crate::probes::off_cpu::Waits;
 use crate::probes::sampler::{Sampler, SamplerError};
 
@@ -64,10 +65,12 @@ impl WaitSession {
     }
 
     /// Ends it and hands over what was found.
-    pub(super) fn finish(self, sampler: &mut Sampler, known: &mut Known) {
+    pub(super) fn finish(self, sampler: &mut Sampler, known: &mut Known, labels: &mut Labels) {
         let (started, begin) = self.started;
         let duration = begin.elapsed();
-        let found = Self::collect(&self.selector, sampler, known).and_then(|(store, unknown)| {
+        let mut other = OtherWork::default();
+        let found = Self::collect(&self.selector, sampler, known, labels, &mut other);
+        let found = found.and_then(|(store, unknown)| {
             let skipped = sampler.skipped_waits()?.saturating_sub(self.skipped_before);
             Ok(Collected {
                 kind: Kind::OffCpu,
@@ -78,22 +81,35 @@ impl WaitSession {
                 request: known.request(store.into_counted()),
             })
         });
-        let _ = self.answer.send(found.map_err(ProfileError::from));
+        let found = found.map_err(ProfileError::from).and_then(|collected| {
+            let refusal = other.refusal(&self.selector.work);
+            match refusal.filter(|_| collected.request.counted.is_empty()) {
+                Some(refusal) => Err(refusal),
+                None => Ok(collected),
+            }
+        });
+        let _ = self.answer.send(found);
     }
 
     fn collect(
         selector: &Selector,
         sampler: &mut Sampler,
         known: &mut Known,
+        labels: &mut Labels,
+        other: &mut OtherWork,
     ) -> Result<(Store, u64), SamplerError> {
         let mut store = Store::new(MAX_STACKS);
-        sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
-        let unknown = sampler.stop_waits(|sample| {
-            let thread = thread(sample.key);
-            if sample.count > 0 && selector.includes(&thread, known.identity(&thread)) {
-                store.add(thread, stack(&sample), sample.count);
-            }
-        })?;
+        let stopped = sampler.stop_waits()?;
+        labels.settle(sampler, known)?;
+        let parts = labels.take_waits();
+        let unknown = sampler.read_waits(stopped, |sample| {
+            split(&parts, sample, PERIOD_NS, |sample| {
+                let thread = thread(sample);
+                if selector.includes(&thread, known.identity(&thread), other) {
+                    store.add(thread, stack(sample), sample.count);
+                }
+            });
+        });
         Ok((store, unknown))
     }
 }

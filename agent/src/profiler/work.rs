@@ -13,9 +13,10 @@ use profile::Kind;
 
 use super::error::chain;
 use super::known::Known;
+use super::labels::{Labels, RequestSource, split};
 use super::recorder::{Continuous, Recorder};
-use super::session::{Answer, Collected, Session, period_ns, thread};
-use super::target::{Selector, Target};
+use super::session::{Answer, Collected, Session, period_ns};
+use super::target::{OtherWork, Selector, Target};
 use super::unwind::Unwinder;
 use super::waits::WaitSession;
 use super::{MAX_CONCURRENT, ProfileError};
@@ -81,6 +82,7 @@ struct Plan {
 pub(super) struct Worker {
     sampler: Sampler,
     known: Known,
+    labels: Labels,
     sessions: Vec<Session>,
     waits: Option<WaitSession>,
     recorder: Option<Recorder>,
@@ -100,12 +102,14 @@ impl Worker {
         unwinder: Unwinder,
         processes: Arc<ProcessTable>,
         continuous: Option<Continuous>,
+        requests: Option<RequestSource>,
     ) -> Self {
         let now = Instant::now();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             sampler,
             known: Known::new(processes, unwinder),
+            labels: Labels::new(requests),
             sessions: Vec::new(),
             waits: None,
             recorder: continuous.map(Recorder::new),
@@ -207,6 +211,7 @@ impl Worker {
         }
         self.prepare(&selector);
         self.waits = WaitSession::begin(selector, times, answer, &mut self.sampler);
+        self.want_labels();
     }
 
     /// Learns what has to be known of a target before its first stack is taken.
@@ -232,7 +237,8 @@ impl Worker {
         let Some(recorder) = &self.recorder else {
             return Err(ProfileError::NothingKept);
         };
-        let Some(span) = recorder.sum(from, to, selector, &self.known) else {
+        let mut other = OtherWork::default();
+        let Some(span) = recorder.sum(from, to, selector, &self.known, &mut other) else {
             let age = recorder.age();
             return Err(ProfileError::NotKept { age });
         };
@@ -242,6 +248,11 @@ impl Worker {
         {
             let mut names: Vec<_> = self.known.services().map(Into::into).collect();
             return Err(ProfileError::no_such_service(name, &mut names));
+        }
+        if let Some(refusal) = other.refusal(&selector.work)
+            && span.counted.is_empty()
+        {
+            return Err(refusal);
         }
         Ok(Collected {
             request: self.known.request(span.counted),
@@ -260,15 +271,21 @@ impl Worker {
         if self.resting_until.is_some_and(|until| until <= now) {
             self.resting_until = None;
         }
-        let Self { sampler, known, .. } = self;
+        let Self {
+            sampler,
+            known,
+            labels,
+            ..
+        } = self;
         if self.running.is_some() || self.waits.is_some() {
-            sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
+            labels.read(sampler, known)?;
         }
         if let Some(waits) = self.waits.take_if(|waits| waits.time_left(now).is_zero()) {
-            waits.finish(sampler, known);
+            waits.finish(sampler, known, labels);
+            self.want_labels();
             if self.running.is_none() {
                 // Nobody refers to any process.
-                known.clear();
+                self.known.clear();
             }
         }
         let window_full = self
@@ -344,7 +361,8 @@ impl Worker {
             }
         };
         if let Some(clock_hz) = ran_at {
-            self.hand_out(clock_hz)?;
+            // Whoever begins does not wait for what others have sampled.
+            self.hand_out(clock_hz, beginning.is_none())?;
         }
         let lost = self.sampler.lost_samples()?;
         for session in self
@@ -366,25 +384,39 @@ impl Worker {
         }
         self.running = next;
         self.turned = Instant::now();
+        self.want_labels();
         Ok(())
     }
 
-    fn hand_out(&mut self, clock_hz: u32) -> Result<(), SamplerError> {
+    fn want_labels(&mut self) {
+        self.labels
+            .want(self.running.is_some() || self.waits.is_some());
+    }
+
+    fn hand_out(&mut self, clock_hz: u32, may_wait: bool) -> Result<(), SamplerError> {
         let Self {
             sampler,
             known,
+            labels,
             sessions,
             recorder,
             ..
         } = self;
-        sampler.read_stacks(|key, stack| known.observe(key, &stack))?;
+        if may_wait {
+            labels.settle(sampler, known)?;
+        } else {
+            labels.read(sampler, known)?;
+        }
+        let parts = labels.take_samples(|epoch| sampler.is_over(epoch));
         sampler.read_counts(|sample| {
-            for session in &mut *sessions {
-                session.add(&sample, known, clock_hz);
-            }
-            if let Some(recorder) = recorder {
-                recorder.add(&sample, clock_hz);
-            }
+            split(&parts, sample, 1, |sample| {
+                for session in &mut *sessions {
+                    session.add(sample, known, clock_hz);
+                }
+                if let Some(recorder) = recorder {
+                    recorder.add(sample, clock_hz);
+                }
+            });
         })
     }
 
@@ -408,7 +440,7 @@ impl Worker {
     fn forget(&mut self) {
         let sampled = self.sessions.iter().flat_map(Session::images);
         let mut images: HashSet<_> = sampled.collect();
-        images.extend(self.sampler.waits().map(|key| ImageKey::of(&thread(key))));
+        images.extend(self.sampler.waits().map(ImageKey::of_sample));
         if let Some(recorder) = &self.recorder {
             images.extend(recorder.images());
         }
@@ -431,6 +463,7 @@ impl Worker {
     fn rest(&mut self) {
         self.sampler.stop();
         // What nobody waited for must not be in the way of the next profile.
+        self.labels.want(false);
         let stacks = self.sampler.read_stacks(|_, _| None);
         if let Err(error) = stacks.and(self.sampler.read_counts(|_| ())) {
             tracing::warn!(error = chain(&error), "samples were not read");

@@ -28,6 +28,8 @@ pub struct SelfMetrics {
     pub exchanges: Exchanges,
     /// `telltale_profile_samples_total`.
     pub profile_samples: ProfileSamples,
+    /// `telltale_profile_labels_total`.
+    pub profile_labels: ProfileLabels,
     registry: Registry,
 }
 
@@ -42,6 +44,7 @@ impl SelfMetrics {
         let metrics = Self {
             exchanges: Exchanges::new(registry)?,
             profile_samples: ProfileSamples::new(registry, &losses)?,
+            profile_labels: ProfileLabels::new(registry)?,
             losses,
             registry: registry.clone(),
         };
@@ -192,6 +195,31 @@ impl ProfileSamples {
     }
 
     /// Counts `n` samples with this outcome: `complete`, `no_user_stack`, or why it was truncated.
+    pub fn add(&self, outcome: &'static str, n: u64) {
+        self.counters.with_label_values(&[outcome]).inc_by(n);
+    }
+}
+
+/// `telltale_profile_labels_total`. Clones share the values.
+#[derive(Clone)]
+pub struct ProfileLabels {
+    counters: IntCounterVec,
+}
+
+impl ProfileLabels {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = IntCounterVec::new(
+            Opts::new(
+                "telltale_profile_labels_total",
+                "Ticks of the sampling clocks by whether the request is proven that the thread served.",
+            ),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(counters.clone()))?;
+        Ok(Self { counters })
+    }
+
+    /// Counts `n` ticks with this outcome: `labelled`, or why they are not.
     pub fn add(&self, outcome: &'static str, n: u64) {
         self.counters.with_label_values(&[outcome]).inc_by(n);
     }

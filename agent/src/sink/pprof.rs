@@ -161,14 +161,26 @@ impl Encoder {
                 Kind::Cpu => vec![signed(sample.count), ns],
                 Kind::OffCpu => vec![ns],
             },
-            label: vec![
-                self.number("pid", sample.pid),
-                self.number("tid", sample.tid),
-                self.text("thread", &sample.thread),
-                self.text("service", &sample.service),
-                self.text("unwind", sample.unwind.label()),
-            ],
+            label: self.labels(sample),
         }
+    }
+
+    fn labels(&mut self, sample: &Sample) -> Vec<protos::Label> {
+        let mut labels = vec![
+            self.number("pid", sample.pid),
+            self.number("tid", sample.tid),
+            self.text("thread", &sample.thread),
+            self.text("service", &sample.service),
+            self.text("unwind", sample.unwind.label()),
+        ];
+        if let Some(request) = &sample.work.request {
+            labels.push(self.text("http_method", request.method));
+            labels.push(self.text("http_route", &request.route));
+        }
+        if let Some(operation) = sample.work.operation {
+            labels.push(self.text("db_operation", operation));
+        }
+        labels
     }
 
     /// What a reader of the file should know and the format has no field for.
@@ -254,6 +266,8 @@ fn nanos(duration: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+
+    use profile::{Request, Work};
 
     use super::*;
     use crate::sink::profile_fixture::profile;
@@ -366,13 +380,20 @@ mod tests {
 
     #[test]
     fn labels_tell_whose_sample_it_is() {
-        let decoded = decoded();
+        let mut profile = profile();
+        profile.samples[1].work = Work {
+            request: Some(Request {
+                route: "/a/{id}".into(),
+                method: "GET",
+            }),
+            operation: Some("search"),
+        };
+        let decoded = decoded_of(&profile);
         let text = |index: i64| decoded.string_table[usize::try_from(index).unwrap()].as_str();
-        let labels: Vec<_> = decoded.sample[0]
-            .label
-            .iter()
-            .map(|l| (text(l.key), text(l.str), l.num))
-            .collect();
+        let labels = |sample: usize| -> Vec<_> {
+            let labels = decoded.sample[sample].label.iter();
+            labels.map(|l| (text(l.key), text(l.str), l.num)).collect()
+        };
         let expected = [
             ("pid", "", 70),
             ("tid", "", 71),
@@ -380,6 +401,12 @@ mod tests {
             ("service", "shop", 0),
             ("unwind", "complete", 0),
         ];
-        assert_eq!(labels, expected);
+        assert_eq!(labels(0), expected);
+        let work = [
+            ("http_method", "GET", 0),
+            ("http_route", "/a/{id}", 0),
+            ("db_operation", "search", 0),
+        ];
+        assert_eq!(labels(1)[5..], work);
     }
 }

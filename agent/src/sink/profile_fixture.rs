@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use profile::{BuildId, Frame, Mapping, Profile, Sample, SymbolizedFrame, Unwind};
+use profile::{BuildId, Frame, Mapping, Profile, Sample, SymbolizedFrame, Unwind, Work};
 
 fn function(name: &str, file: Option<&str>, line: Option<u32>) -> SymbolizedFrame {
     SymbolizedFrame {
@@ -63,6 +63,7 @@ pub(crate) fn profile() -> Profile {
         tid: 71,
         thread: "worker".into(),
         service: "shop".into(),
+        work: Work::default(),
         unwind,
     };
     Profile {

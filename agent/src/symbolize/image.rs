@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebpf_common::sample::SampleKey;
 use profile::Thread;
 
 use super::executable::{Executable, FileIdentity};
@@ -42,6 +43,15 @@ impl ImageKey {
         Self {
             pid: thread.pid,
             image: thread.image,
+        }
+    }
+
+    /// The image that was sampled.
+    #[must_use]
+    pub const fn of_sample(key: &SampleKey) -> Self {
+        Self {
+            pid: key.pid,
+            image: key.image,
         }
     }
 }

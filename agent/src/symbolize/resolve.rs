@@ -89,6 +89,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                     .unwrap_or(&unknown)
                     .clone(),
                 thread: thread.name,
+                work: thread.work,
             }
         })
         .collect();
@@ -512,7 +513,7 @@ fn vdso_mapping(len: u64) -> Mapping {
 
 #[cfg(test)]
 mod tests {
-    use profile::Thread;
+    use profile::{Thread, Work};
 
     use super::*;
     use crate::symbolize::Images;
@@ -530,6 +531,7 @@ mod tests {
             tid: 1,
             image,
             name: "t".into(),
+            work: Work::default(),
         }
     }
 

@@ -18,6 +18,7 @@ use telltale::clusters::Clusters;
 use telltale::config::Config;
 use telltale::kernel_side::KernelSide;
 use telltale::process::ProcessTable;
+use telltale::requests::Requests;
 use telltale::routes::Routes;
 use telltale::selection::Selection;
 use telltale::self_metrics::SelfMetrics;
@@ -52,6 +53,8 @@ impl KernelSide for NoMaps {
 /// A worker's part behind the ring, and what it counted.
 pub struct Setup {
     pub tracker: Tracker,
+    /// What the profiler is told.
+    pub requests: Arc<Requests>,
     registry: Registry,
 }
 
@@ -62,16 +65,18 @@ impl Setup {
         let prometheus = PrometheusSink::new(&registry, &PrometheusOptions::default(), &metrics)
             .expect("no metric of that name yet");
         let config = Config::default();
+        let requests = Arc::new(Requests::new(1));
         let shared = Arc::new(Shared {
             processes: Arc::new(ProcessTable::default()),
             selection: Selection::new(&config.targets).expect("no patterns"),
             routes: Routes::new(&config.routes).expect("no templates"),
-            clusters: Clusters::new(&[]),
+            clusters: Clusters::new(&[], None),
             older_sockets: OnceLock::new(),
             kernel: Arc::new(NoMaps),
             losses: metrics.losses.clone(),
             exchanges: metrics.exchanges,
             ticks: Ticks::of_kernel(),
+            requests: Arc::clone(&requests),
             limits: Arc::new(Limits::default()),
             stop: AtomicBool::new(false),
         });
@@ -80,8 +85,12 @@ impl Setup {
             Box::new(Summary::new().worker()),
             Box::new(SlowCalls::default().worker()),
         ];
-        let tracker = Tracker::new(shared, sinks, 1_000_000);
-        Self { tracker, registry }
+        let tracker = Tracker::new(shared, 0, sinks, 1_000_000);
+        Self {
+            tracker,
+            requests,
+            registry,
+        }
     }
 
     /// The sum of a counter's series.
@@ -106,6 +115,13 @@ pub struct Wire {
 impl Wire {
     /// Tells a worker of a new connection on which requests go in that direction.
     pub fn open(tracker: &mut Tracker, id: u64, requests: Direction) -> Self {
+        let wire = Self::new(id, requests);
+        tracker.handle(&wire.record);
+        wire
+    }
+
+    /// A new connection of which nobody was told; its record is [`Self::last_record`].
+    pub fn new(id: u64, requests: Direction) -> Self {
         let mut wire = Self {
             id,
             requests,
@@ -127,8 +143,12 @@ impl Wire {
         for _ in 0..2 {
             record.extend([127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         }
-        tracker.handle(record);
         wire
+    }
+
+    /// What was told last.
+    pub fn last_record(&self) -> Vec<u8> {
+        self.record.clone()
     }
 
     /// A request and its answer, as the kernel side tells of small ones: a record each.

@@ -176,6 +176,9 @@ pub struct Config {
     pub agent_pid: u32,
     /// Bytes captured from the start of each message, at most [`MAX_CAPTURE_BYTES`].
     pub capture_bytes: u32,
+    /// Bytes captured of a body beyond that, on connections to clusters: 0, or more than
+    /// [`MAX_CAPTURE_BYTES`], for the last record's worth is not.
+    pub body_bytes: u32,
     /// Rings in use, 1 to [`MAX_RINGS`].
     pub rings: u32,
     /// Scratch records a CPU: one for each program of the tap.
@@ -184,6 +187,8 @@ pub struct Config {
     pub queue_time: u32,
     /// 1: the peers' acknowledgements are asked for, for [`crate::connection::busy_ticks`]; 0: not.
     pub delivery_time: u32,
+    /// 1: each sample's time goes up too ([`crate::sample::SampleTime`]); 0: counts alone.
+    pub sample_times: u32,
 }
 
 /// Most bytes that one record captures.

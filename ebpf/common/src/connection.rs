@@ -236,6 +236,20 @@ pub struct FirstArrival {
     pub arrived_ns: u64,
 }
 
+/// Key of the map of the endpoints that are Elasticsearch or OpenSearch clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ClusterEndpoint {
+    /// As in [`ConnectionOpened`].
+    pub address: [u8; 16],
+    /// Host byte order.
+    pub port: u32,
+}
+
+// SAFETY: plain integers without padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ClusterEndpoint {}
+
 /// What [`ConnectionState::kept`] holds: in its lowest three bits and in the three from the fifth on, how far the
 /// end of a chunked body has come in ingress and in egress.
 pub mod kept {

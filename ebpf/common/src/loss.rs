@@ -26,11 +26,14 @@ pub enum LossReason {
     /// Bytes were read past the tap (`splice` from a socket, since 6.3): calls that noticed it. The
     /// stream's offset is right all the same; when those bytes moved is not known.
     ReadPast = 9,
+    /// A body of a cluster's was not captured as far as it should have been, for that would have
+    /// filled the ring: bodies.
+    BodySkipped = 10,
 }
 
 impl LossReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFull,
         Self::ConnectionsFull,
         Self::ReadFault,
@@ -41,6 +44,7 @@ impl LossReason {
         Self::StacksFull,
         Self::WaitsSkipped,
         Self::ReadPast,
+        Self::BodySkipped,
     ];
 
     /// Number of reasons, and of slots in the counter map.
@@ -60,6 +64,7 @@ impl LossReason {
             Self::StacksFull => ("sampler", "stacks_full"),
             Self::WaitsSkipped => ("sampler", "waits_skipped"),
             Self::ReadPast => ("tap", "read_past"),
+            Self::BodySkipped => ("tap", "body_skipped"),
         }
     }
 }

@@ -67,6 +67,25 @@ pub struct StackHeader {
     pub script_words: u32,
 }
 
+/// When a thread was sampled, or how long one of its waits was: a record of the sample ring, told from a
+/// [`StackHeader`] by its length. Sent where [`Config::sample_times`](crate::config::Config::sample_times)
+/// says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes))]
+#[repr(C)]
+pub struct SampleTime {
+    /// See [`SampleKey::stack_hash`].
+    pub stack_hash: [u64; 2],
+    /// When the sample was taken, or the wait began: `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// How long the wait was, nanoseconds; 0 for a sample of the clock.
+    pub waited_ns: u64,
+    /// Thread.
+    pub tid: u32,
+    /// See [`SampleKey::epoch`].
+    pub epoch: u32,
+}
+
 /// What is sampled: element 0 of the map `SAMPLER`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -112,6 +131,7 @@ pub struct Waited {
 const _: () = {
     assert!(size_of::<SampleKey>() == 56);
     assert!(size_of::<StackHeader>() == 72);
+    assert!(size_of::<SampleTime>() == 40);
     assert!(size_of::<SamplerState>() == 8);
     assert!(size_of::<OffCpuState>() == 16);
     assert!(size_of::<Waiting>() == 64);

@@ -110,6 +110,7 @@ const PYTHON: &[&str] = &[
     "places",
     "deploy",
     "profile_push",
+    "profile_requests",
     "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
@@ -128,7 +129,13 @@ const SEARCH_ANY: &[&str] = &[
     "elasticsearch_versions",
 ];
 const LOSSES: &[&str] = &["losses"];
-const PROFILE: &[&str] = &["profile", "profile_serving", "profile_push", "off_cpu"];
+const PROFILE: &[&str] = &[
+    "profile",
+    "profile_serving",
+    "profile_push",
+    "profile_requests",
+    "off_cpu",
+];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
 const JIT_PROFILE: &[&str] = &["jit_profile"];

@@ -229,6 +229,13 @@ impl Connection {
         self.pairing.iter().map(InFlight::method)
     }
 
+    /// Path, method and first byte (`CLOCK_MONOTONIC`, nanoseconds) of the oldest of them.
+    #[must_use]
+    pub fn oldest_in_flight(&self) -> Option<(&str, &'static str, u64)> {
+        let oldest = self.pairing.iter().next()?;
+        Some((oldest.path(), oldest.method(), oldest.request_first_ns()))
+    }
+
     /// The side that the observed process is on; `None` until a message was seen.
     #[must_use]
     pub fn role(&self) -> Option<Role> {

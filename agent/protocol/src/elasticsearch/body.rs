@@ -76,7 +76,7 @@ pub(super) fn decoded<'a>(
 }
 
 /// RFC 1950 section 2.2: method 8, and the two bytes a multiple of 31.
-fn has_zlib_header(body: &[u8]) -> bool {
+pub(super) fn has_zlib_header(body: &[u8]) -> bool {
     matches!(body, [cmf, flg, ..]
         if cmf & 0x0f == 8 && (u16::from(*cmf) << 8 | u16::from(*flg)).is_multiple_of(31))
 }

@@ -36,7 +36,7 @@ pub(super) fn count_searches(body: &[u8]) -> Option<u64> {
 }
 
 /// The one key of `{"index":{"_id":"1"}}`.
-fn action_of(line: &[u8]) -> Option<BulkAction> {
+pub(super) fn action_of(line: &[u8]) -> Option<BulkAction> {
     let mut action = None;
     Scanner::new(line).object(|value, key| {
         action = Some(key);

@@ -70,6 +70,12 @@ fn index_segment(template: &'static str) -> Option<usize> {
     })
 }
 
+/// Whether an endpoint of the table has this id.
+pub(super) fn has_operation(operation: &str) -> bool {
+    let mut endpoints = TABLE.lines().filter_map(Endpoint::of_line);
+    endpoints.any(|endpoint| endpoint.operation == operation)
+}
+
 /// 0 for a method that is none of the APIs'.
 fn method_bit(method: &str) -> u8 {
     let at = METHODS.iter().position(|known| *known == method);

@@ -116,6 +116,36 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Enters the array that is the member `name` of the object that comes next.
+    pub(super) fn enter_array(&mut self, name: &[u8]) -> Option<()> {
+        let mut array = None;
+        self.object(|value, key| {
+            if key == name && value.peek()? == Kind::Array {
+                array = Some(value.clone());
+                return None;
+            }
+            value.skip()
+        });
+        *self = array?;
+        self.expect(b'[')
+    }
+
+    /// Goes to the next element of an array that was entered; `false` behind the last one.
+    pub(super) fn element(&mut self) -> Option<bool> {
+        self.skip_whitespace();
+        if self.take(b']') {
+            return Some(false);
+        }
+        self.take(b',');
+        self.skip_whitespace();
+        (!self.rest.is_empty()).then_some(true)
+    }
+
+    /// Bytes that are left.
+    pub(super) const fn len_bytes(&self) -> usize {
+        self.rest.len()
+    }
+
     /// A string's bytes between the quotes, escapes not undone.
     pub(super) fn raw_string(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;

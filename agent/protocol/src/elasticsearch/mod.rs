@@ -28,6 +28,7 @@ mod nesting;
 mod operations;
 mod path;
 mod query;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ use answer::Answer;
 use body::Text;
 use operations::Reading;
 use path::Target;
+pub(crate) use streamed::{Counted, Side, Streamed};
 
 /// What is known of an endpoint from earlier calls or from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +135,12 @@ pub fn is_candidate(method: &str, path: &str) -> bool {
         && path::may_have_api_form(path)
 }
 
+/// Whether `operation` is an endpoint id of the REST specifications (`search`, `cluster.health`).
+#[must_use]
+pub fn is_operation(operation: &str) -> bool {
+    endpoints::has_operation(operation)
+}
+
 /// The product that a response field tells of, if it tells of one. `name` in any case.
 #[must_use]
 pub fn product_from_header(name: &[u8], value: &[u8]) -> Option<SearchProduct> {
@@ -161,6 +169,11 @@ pub fn path_parameters<'a>(
     target.into_iter().flat_map(Target::parameters)
 }
 
+/// Whether a path may be that of a bulk request, the items of whose bodies are all to be counted.
+pub(crate) fn may_be_bulk(path: &str) -> bool {
+    path.trim_end_matches('/').ends_with("/_bulk")
+}
+
 /// The call that an exchange was; `None` unless a cluster answered (see the module).
 ///
 /// `known` is what is known of the endpoint. The query's text is kept up to `query_bytes`, 0 for none.
@@ -168,6 +181,17 @@ pub fn path_parameters<'a>(
 pub fn observe(
     request: &Request<'_>,
     response: &Response<'_>,
+    known: Option<&Cluster>,
+    query_bytes: usize,
+) -> Option<ElasticsearchCall> {
+    observe_counted(request, response, &Counted::default(), known, query_bytes)
+}
+
+/// As [`observe`], with what was counted in bodies that were not kept whole.
+pub(crate) fn observe_counted(
+    request: &Request<'_>,
+    response: &Response<'_>,
+    counted: &Counted,
     known: Option<&Cluster>,
     query_bytes: usize,
 ) -> Option<ElasticsearchCall> {
@@ -224,7 +248,7 @@ pub fn observe(
         status: response.status,
     };
     match endpoint.reading {
-        Reading::Bulk => read_bulk(&mut call, request, &answered),
+        Reading::Bulk => read_bulk(&mut call, request, &answered, counted),
         Reading::Searches => {
             read_took(&mut call, &answered, response);
             call.batch_size = answer
@@ -384,12 +408,20 @@ fn read_took(call: &mut ElasticsearchCall, answered: &Answered<'_>, response: &R
     }
 }
 
-fn read_bulk(call: &mut ElasticsearchCall, request: &Request<'_>, answered: &Answered<'_>) {
+fn read_bulk(
+    call: &mut ElasticsearchCall,
+    request: &Request<'_>,
+    answered: &Answered<'_>,
+    counted: &Counted,
+) {
     let answer = answered.answer;
     call.took_ms = answer.took_ms;
     call.errors = answer.errors;
-    let requested = whole_request(request).and_then(|text| bulk::count_operations(&text.bytes));
-    let mut items = answer.items;
+    let requested = counted
+        .requested
+        .or_else(|| whole_request(request).and_then(|text| bulk::count_operations(&text.bytes)));
+    // What was read of it piece by piece begins where the answer does, and goes further.
+    let (mut items, items_whole) = counted.items.unwrap_or((answer.items, answer.items_whole));
     let succeeded = answered.status.is_some_and(|status| status < 300);
     let rest = |action| match answered.status {
         // Refused as a whole: no item was looked at.
@@ -400,7 +432,7 @@ fn read_bulk(call: &mut ElasticsearchCall, request: &Request<'_>, answered: &Ans
         }
         _ => BulkOutcome::Unknown,
     };
-    if answer.items_whole {
+    if items_whole {
         call.batch_size = Some(items.total());
     } else if let Some(requested) = requested {
         call.batch_size = Some(requested.iter().sum());

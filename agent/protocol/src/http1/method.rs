@@ -34,8 +34,9 @@ pub(crate) const OTHER: &str = "_OTHER";
 /// What every response begins with.
 const RESPONSE: &[u8] = b"HTTP/1.";
 
-/// The static form of a method; [`OTHER`] for one that is not known.
-pub(crate) fn known(method: &str) -> &'static str {
+/// The static form of a method; `_OTHER` for one that is not in the registry.
+#[must_use]
+pub fn known(method: &str) -> &'static str {
     find(method.as_bytes()).unwrap_or(OTHER)
 }
 
