@@ -136,7 +136,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let (shared, kernel) = start::share(&mut loaded, &config, &processes, &requests, &metrics)?;
     let workers = start::start_workers(&mut loaded, &shared, &config, &health, sinks)?;
     let host_name = Arc::from(OtlpOptions::default().host_name);
-    let (profile_routes, push, python) = start::profile_routes(
+    let (profile_routes, push, interpreters) = start::profile_routes(
         &mut loaded,
         &config,
         &processes,
@@ -190,7 +190,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let targets = Arc::new(move || {
         let mut targets = processes.list();
         for target in &mut targets {
-            target.interpreter = python.describe(target.process.pid);
+            target.interpreter = interpreters.describe(target.process.pid);
         }
         targets
     });

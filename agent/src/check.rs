@@ -8,6 +8,7 @@ use crate::probes::attach::{self, ProbeReport};
 use crate::probes::load::{ArrivalVariant, LoadOptions, Loaded, TapVariant, load};
 use crate::probes::sampler::{self, Variant};
 use crate::probes::{btf, mounts};
+use profile::v8::V8;
 
 /// How a line of the table ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +191,15 @@ fn check_programs(report: &mut Report, loaded: &mut Loaded) {
                 ),
             };
             report.add("program sched_switch", verdict, detail);
+            report.add("frames of Python", Verdict::Ok, "CPython 3.8 to 3.14");
+            report.add(
+                "frames of Node",
+                Verdict::Ok,
+                format!(
+                    "V8 {}; other code of JIT compilers by perf maps",
+                    V8::versions()
+                ),
+            );
         }
         Err(error) => {
             report.add(

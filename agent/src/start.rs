@@ -29,8 +29,7 @@ use crate::probes::ring::Ring;
 use crate::probes::sampler::Sampler;
 use crate::process::ProcessTable;
 use crate::process_events::ProcessEvents;
-use crate::profiler::python::PythonProcesses;
-use crate::profiler::{Continuous, LostRecords, Profiler, RequestSource};
+use crate::profiler::{Continuous, Interpreters, LostRecords, Profiler, RequestSource};
 use crate::push::Push;
 use crate::requests::Requests;
 use crate::routes::Routes;
@@ -286,7 +285,7 @@ pub(crate) fn profile_routes(
     metrics: &SelfMetrics,
     health: &Health,
     host_name: &Arc<str>,
-) -> Result<(Router, Option<Push>, PythonProcesses), AgentError> {
+) -> Result<(Router, Option<Push>, Interpreters), AgentError> {
     match Sampler::new(&mut loaded.ebpf, &loaded.btf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
@@ -304,9 +303,9 @@ pub(crate) fn profile_routes(
                     .map_err(|error| AgentError::System("cannot start the profiler", error))?;
             let push = &config.profile.push;
             let push = Push::new(push, &profiler, host_name, &metrics.losses, health)?;
-            let python = profiler.python().clone();
+            let interpreters = profiler.interpreters().clone();
             let router = http::profile::router(Some(profiler), config.profile.clone());
-            Ok((router, push, python))
+            Ok((router, push, interpreters))
         }
         Err(error) => {
             tracing::warn!(%error, "no CPU profiles");
@@ -316,7 +315,7 @@ pub(crate) fn profile_routes(
                 format!("no CPU profiles: {error}"),
             );
             let router = http::profile::router(None, config.profile.clone());
-            Ok((router, None, PythonProcesses::default()))
+            Ok((router, None, Interpreters::default()))
         }
     }
 }

@@ -23,6 +23,7 @@ mod segment;
 mod tap;
 mod tcp;
 mod unwind;
+mod v8;
 mod walk;
 
 /// The helpers that read kernel memory are for GPL-compatible programs alone.

@@ -225,12 +225,13 @@ impl StackScratch {
     pub fn finish(&mut self, flags: u32) {
         let walk = &mut self.walk;
         walk.finish();
-        let words = walk.before + walk.user_frames;
+        let words = walk.words();
         self.header.kernel_frames = walk.kernel_frames;
         self.header.user_frames = walk.user_frames;
         self.header.python_words = self.python.words;
+        self.header.script_words = walk.script_words;
         self.header.key.flags = walk.flags | flags;
-        self.header.key.stack_hash = unwind::hash(walk.lanes, words);
+        self.header.key.stack_hash = unwind::hash(walk.lanes, words as u32);
     }
 
     /// What the stack is counted by.
@@ -241,7 +242,7 @@ impl StackScratch {
     /// Sends the stack; `false` where the ring is full.
     #[inline(always)]
     pub fn send(&self) -> bool {
-        let words = (self.walk.before + self.walk.user_frames) as usize;
+        let words = self.walk.words();
         let len = size_of::<StackHeader>() + words.min(unwind::MAX_WORDS) * size_of::<u64>();
         // SAFETY: `len` bytes of the scratch.
         let sent = unsafe {

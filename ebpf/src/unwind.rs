@@ -18,9 +18,10 @@ use ebpf_common::{
         UnwindRule, caller, caller_by_frame_pointer, cfa_kind, interrupted, page_block, page_first,
         page_last, row_low, row_rule,
     },
+    v8::{SCRIPT_MARK, SCRIPT_WORDS, SHARED_WORDS},
 };
 
-use crate::python::PythonWalk;
+use crate::{python::PythonWalk, v8};
 
 /// Rows of every file: blocks in chunks, which are made when they are needed.
 #[btf_map]
@@ -91,6 +92,8 @@ pub struct Walk {
     pub before: u32,
     /// Frames found so far.
     pub user_frames: u32,
+    /// Words beside their addresses.
+    pub script_words: u32,
     /// A [`StackEnd`].
     end: u32,
     /// See [`stack_flags`].
@@ -98,6 +101,7 @@ pub struct Walk {
     /// 1: `frame.pc` is an interrupted instruction. 0: it is a return address.
     is_interrupted: u32,
     registers: [u64; PT_REGS_WORDS],
+    window: [u64; SHARED_WORDS],
 }
 
 /// Words of a stack: the kernel's part, the interpreter's frames, then the user's part.
@@ -108,6 +112,7 @@ impl Walk {
     #[inline(always)]
     pub fn begin(&mut self, pt_regs: u64, pid: u32, image: u64) {
         self.user_frames = 0;
+        self.script_words = 0;
         self.is_interrupted = 0;
         self.end = StackEnd::NoUserStack as u32;
         // SAFETY: the helper checks the address, and fills with zeroes where it cannot read.
@@ -138,6 +143,7 @@ impl Walk {
         };
         self.process.mappings = 0;
         self.process.python = 0;
+        self.process.v8 = 0;
         // SAFETY: copied out at once.
         if let Some(process) = unsafe { UNWIND_PROCESSES.get(pid) }
             && process.image == image
@@ -154,6 +160,13 @@ impl Walk {
     #[inline(always)]
     pub fn python(&self) -> u32 {
         self.process.python
+    }
+
+    /// Words of the whole stack so far.
+    #[inline(always)]
+    pub fn words(&self) -> usize {
+        // In 64 bits, so that the register that is bounded is the one that is used.
+        self.before as usize + self.user_frames as usize + self.script_words as usize
     }
 
     /// Is there a stack to walk?
@@ -187,8 +200,7 @@ impl Walk {
         } else {
             lookup.wrapping_add(1)
         };
-        // In 64 bits, so that the register that is bounded is the one that is used.
-        let index = self.before as usize + self.user_frames as usize;
+        let index = self.words();
         if index >= MAX_WORDS {
             return self.end(StackEnd::Depth);
         }
@@ -218,6 +230,9 @@ impl Walk {
             interrupted(frame, &machine)
         } else {
             self.flags |= stack_flags::BY_FRAME_POINTER;
+            if self.process.v8 != 0 {
+                self.note_function(addresses, index, frame);
+            }
             caller_by_frame_pointer(frame, &machine)
         };
         match next {
@@ -231,6 +246,26 @@ impl Walk {
             }
             Err(end) => self.end(end),
         }
+    }
+
+    /// Notes the function of V8 whose frame the frame pointer leads to, if it is one, behind the
+    /// frame's address at `index`.
+    #[inline(always)]
+    fn note_function(&mut self, addresses: &mut Addresses, index: usize, frame: Registers) {
+        let Some(words) = v8::function(self.process.v8, frame, &mut self.window) else {
+            return;
+        };
+        // Bounded here, in one comparison: older verifiers forget what they knew before the calls.
+        let index = core::hint::black_box(index);
+        if index >= MAX_WORDS - SCRIPT_WORDS {
+            return;
+        }
+        addresses[index] |= SCRIPT_MARK;
+        addresses[index + 1] = words[0];
+        addresses[index + 2] = words[1];
+        mix(&mut self.lanes, words[0]);
+        mix(&mut self.lanes, words[1]);
+        self.script_words += SCRIPT_WORDS as u32;
     }
 
     #[inline(always)]

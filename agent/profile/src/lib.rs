@@ -12,6 +12,7 @@ pub mod python;
 mod stack;
 mod store;
 pub mod unwind;
+pub mod v8;
 
 pub use ebpf_common::unwind::StackEnd;
 pub use history::{History, Span};

@@ -18,6 +18,7 @@ use ebpf_common::sample::{
     MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SampleTime, SamplerState, StackHeader, Waited,
     stack_flags,
 };
+use ebpf_common::v8::{SCRIPT_MARK, SCRIPT_WORDS};
 use profile::Work;
 use zerocopy::FromBytes as _;
 
@@ -121,6 +122,19 @@ pub struct UserStack<'a> {
     /// Words of the interpreter's frames (see [`ebpf_common::python`]). Where there are any, the
     /// native frames that run them are marked.
     pub python: &'a [u64],
+    /// Functions that native frames belong to, in their order.
+    pub functions: &'a [FrameFunction],
+}
+
+/// What tells the function of V8 that a native frame belongs to (see [`ebpf_common::v8`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameFunction {
+    /// Index of the frame's address.
+    pub frame: usize,
+    /// Tagged address of the `SharedFunctionInfo`.
+    pub shared: u64,
+    /// What it is told by.
+    pub stamp: u64,
 }
 
 /// Waits that were measured, by stack.
@@ -314,17 +328,20 @@ impl Sampler {
                 self.times.push(time);
                 return;
             }
-            let Some((key, words, parts)) = decode(record) else {
+            let Some((key, record)) = decode(record) else {
                 self.broken += 1;
                 return;
             };
-            let (kernel, rest) = words.split_at(parts.kernel);
-            let (python, native) = rest.split_at(parts.python);
-            let user = seen(&key, UserStack { native, python });
+            let user = UserStack {
+                native: &record.native,
+                python: &record.python,
+                functions: &record.functions,
+            };
+            let user = seen(&key, user);
             let stack = Stack {
-                kernel: kernel.into(),
+                kernel: record.kernel.into(),
                 user: user.unwrap_or_else(|| Translated {
-                    user: native.into(),
+                    user: record.native.into(),
                     interpreter_missing: false,
                 }),
             };
@@ -594,32 +611,52 @@ fn share_losses(ebpf: &aya::Ebpf) -> Result<PerCpuArray<MapData, u64>, SamplerEr
     Ok(Map::PerCpuArray(MapData::from_fd(fd)?).try_into()?)
 }
 
-/// How many words of a record are of each part but the last.
-struct Parts {
-    kernel: usize,
-    python: usize,
+/// A record of the sample ring.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Record {
+    kernel: Vec<u64>,
+    python: Vec<u64>,
+    native: Vec<u64>,
+    functions: Vec<FrameFunction>,
 }
 
-/// A record of the sample ring; `None` where its length is not what its header says.
-fn decode(record: &[u8]) -> Option<(SampleKey, Vec<u64>, Parts)> {
+/// `None` for a record whose length is not what its header says.
+fn decode(record: &[u8]) -> Option<(SampleKey, Record)> {
     let (header, words) = record.split_at_checked(size_of::<StackHeader>())?;
     // SAFETY: `header` has exactly the bytes of a `StackHeader`, whose every bit pattern is a
     // value; the read asks for no alignment.
     let header: StackHeader = unsafe { header.as_ptr().cast::<StackHeader>().read_unaligned() };
     let (kernel, user) = (header.kernel_frames as usize, header.user_frames as usize);
-    let python = header.python_words as usize;
+    let (python, script) = (header.python_words as usize, header.script_words as usize);
     if kernel > MAX_KERNEL_FRAMES
         || user > MAX_USER_FRAMES
         || python > FRAME_WORDS * MAX_PYTHON_FRAMES
+        || script > SCRIPT_WORDS * MAX_USER_FRAMES
     {
         return None;
     }
     let (words, rest) = words.as_chunks::<{ size_of::<u64>() }>();
-    if words.len() != kernel + python + user || !rest.is_empty() {
+    if words.len() != kernel + python + user + script || !rest.is_empty() {
         return None;
     }
-    let words = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
-    Some((header.key, words, Parts { kernel, python }))
+    let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
+    let mut record = Record {
+        kernel: words.by_ref().take(kernel).collect(),
+        python: words.by_ref().take(python).collect(),
+        native: Vec::with_capacity(user),
+        functions: Vec::with_capacity(script / SCRIPT_WORDS),
+    };
+    while let Some(word) = words.next() {
+        record.native.push(word & !SCRIPT_MARK);
+        if word & SCRIPT_MARK != 0 {
+            record.functions.push(FrameFunction {
+                frame: record.native.len() - 1,
+                shared: words.next()?,
+                stamp: words.next()?,
+            });
+        }
+    }
+    (record.native.len() == user).then_some((header.key, record))
 }
 
 #[cfg(test)]
@@ -628,8 +665,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn record(kernel_frames: u32, python_words: u32, user_frames: u32, words: &[u64]) -> Vec<u8> {
+        let script_words = words.len() as u32 - (kernel_frames + python_words + user_frames);
+        record_of(
+            [kernel_frames, user_frames, python_words, script_words],
+            words,
+        )
+    }
+
+    /// With the header's counts, in its order.
+    fn record_of(counts: [u32; 4], words: &[u64]) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<SampleKey>()];
-        for count in [kernel_frames, user_frames, python_words, 0] {
+        for count in counts {
             bytes.extend(count.to_ne_bytes());
         }
         bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
@@ -638,17 +684,38 @@ mod tests {
 
     #[test]
     fn a_record_decodes_into_its_parts() {
-        let (_, words, parts) = decode(&record(1, 2, 1, &[10, 20, 30, 40])).unwrap();
-        assert_eq!(words, [10, 20, 30, 40]);
-        assert_eq!((parts.kernel, parts.python), (1, 2));
+        let (_, record) = decode(&record(1, 2, 1, &[10, 20, 30, 40])).unwrap();
+        let expected = Record {
+            kernel: vec![10],
+            python: vec![20, 30],
+            native: vec![40],
+            functions: Vec::new(),
+        };
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn functions_stand_behind_their_frames() {
+        let words = [10, 40, 41 | SCRIPT_MARK, 1, 2, 42, 43 | SCRIPT_MARK, 3, 4];
+        let (_, record) = decode(&record(1, 0, 4, &words)).unwrap();
+        assert_eq!(record.native, [40, 41, 42, 43]);
+        let function = |frame, shared, stamp| FrameFunction {
+            frame,
+            shared,
+            stamp,
+        };
+        assert_eq!(record.functions, [function(1, 1, 2), function(3, 3, 4)]);
     }
 
     #[test]
     fn a_record_of_another_length_is_refused() {
-        assert!(decode(&record(1, 0, 1, &[10, 20, 30])).is_none());
-        assert!(decode(&record(2, 0, 2, &[10, 20, 30])).is_none());
-        assert!(decode(&record(1, 2, 1, &[10, 20, 30])).is_none());
-        assert!(decode(&record(128, 0, 0, &[0; 128])).is_none());
+        assert!(decode(&record_of([1, 1, 0, 0], &[10, 20, 30])).is_none());
+        assert!(decode(&record_of([2, 2, 0, 0], &[10, 20, 30])).is_none());
+        assert!(decode(&record_of([1, 1, 2, 0], &[10, 20, 30])).is_none());
+        assert!(decode(&record_of([128, 0, 0, 0], &[0; 128])).is_none());
+        // More words of functions than frames that have one, and fewer.
+        assert!(decode(&record_of([0, 1, 0, 2], &[10, 20, 30])).is_none());
+        assert!(decode(&record_of([0, 2, 0, 0], &[10, 20 | SCRIPT_MARK])).is_none());
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use ebpf_common::python::PythonProcess;
 use ebpf_common::unwind::{
     CHUNK_BLOCKS, CHUNK_PAGES, RowBlock, UnwindMapping, UnwindProcess, UnwindRule,
 };
+use ebpf_common::v8::V8Layout;
 
 use super::sampler::SamplerError;
 
@@ -23,6 +24,7 @@ pub struct UnwindMaps {
     rules: MapData,
     mappings: MapData,
     python: MapData,
+    v8: MapData,
     processes: BpfHashMap<MapData, u32, UnwindProcess>,
 }
 
@@ -44,6 +46,7 @@ impl UnwindMaps {
             rules: array("UNWIND_RULES")?,
             mappings: array("UNWIND_MAPPINGS")?,
             python: array("PYTHON_PROCESSES")?,
+            v8: array("V8_LAYOUTS")?,
             processes: ebpf
                 .take_map("UNWIND_PROCESSES")
                 .ok_or(SamplerError::Missing("UNWIND_PROCESSES"))?
@@ -89,6 +92,14 @@ impl UnwindMaps {
     /// The kernel's answer.
     pub fn set_python(&self, index: u32, process: PythonProcess) -> io::Result<()> {
         update(&self.python, &[index], &[process])
+    }
+
+    /// Says where the V8 of element `index` keeps its functions.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_v8(&self, index: u32, layout: V8Layout) -> io::Result<()> {
+        update(&self.v8, &[index], &[layout])
     }
 
     /// Makes a process known; from now on it is walked by its rows.

@@ -8,11 +8,13 @@ use std::time::Duration;
 use ebpf_common::python::NATIVE_MARK;
 use ebpf_common::sample::SampleKey;
 use profile::python::PYTHON_FRAME;
+use profile::v8::SCRIPT_FRAME;
 use profile::{Counted, Thread};
 
 use super::python::PythonFrames;
 use super::target::Identity;
 use super::unwind::Unwinder;
+use super::v8::ScriptFrames;
 use crate::probes::sampler::{Translated, UserStack};
 use crate::process::{Process, ProcessTable};
 use crate::symbolize::{ImageKey, Images, Request};
@@ -35,6 +37,7 @@ pub(super) struct Known {
     young: HashSet<ImageKey>,
     unwinder: Unwinder,
     python: PythonFrames,
+    scripts: ScriptFrames,
 }
 
 impl Known {
@@ -46,6 +49,7 @@ impl Known {
             identities: HashMap::new(),
             young: HashSet::new(),
             python: PythonFrames::new("/proc", unwinder.python().clone()),
+            scripts: ScriptFrames::new("/proc", unwinder.v8().clone()),
             unwinder,
         }
     }
@@ -81,7 +85,9 @@ impl Known {
                 identity()
             });
         }
-        self.python.translate(key, stack)
+        self.python
+            .translate(key, stack)
+            .or_else(|| self.scripts.translate(key, stack))
     }
 
     /// Who a sampled thread belongs to.
@@ -116,16 +122,21 @@ impl Known {
         let images = keys
             .iter()
             .filter_map(|key| Some((*key, self.images.get(*key)?.clone())));
-        let mut python = HashMap::new();
+        let mut interpreted = HashMap::new();
         for frame in counted.iter().flat_map(|counted| &counted.stack.user) {
-            if frame & PYTHON_FRAME != 0
-                && let Some(function) = self.python.function(*frame)
-            {
-                python.entry(*frame).or_insert_with(|| function.clone());
+            let function = match frame & SCRIPT_FRAME {
+                SCRIPT_FRAME => self.scripts.function(*frame),
+                PYTHON_FRAME => self.python.function(*frame),
+                _ => None,
+            };
+            if let Some(function) = function {
+                interpreted
+                    .entry(*frame)
+                    .or_insert_with(|| function.clone());
             }
         }
         Request {
-            python,
+            interpreted,
             images: images.collect(),
             services: services.collect(),
             counted,
@@ -138,6 +149,7 @@ impl Known {
         kept.extend(self.young.drain());
         self.images.retain(&kept);
         self.python.retain(&kept);
+        self.scripts.retain(&kept);
         self.identities.retain(|key, _| kept.contains(key));
     }
 
@@ -145,6 +157,7 @@ impl Known {
     pub(super) fn clear(&mut self) {
         self.images.clear();
         self.python.clear();
+        self.scripts.clear();
         self.identities.clear();
         self.young.clear();
     }
@@ -169,6 +182,7 @@ mod tests {
         let nothing = UserStack {
             native: &[],
             python: &[],
+            functions: &[],
         };
         let image = |image| ImageKey {
             pid: std::process::id(),

@@ -12,6 +12,7 @@ mod session;
 mod target;
 mod thin;
 pub mod unwind;
+pub mod v8;
 mod waits;
 mod work;
 
@@ -38,6 +39,7 @@ pub use labels::{LostRecords, RequestSource};
 pub use recorder::Continuous;
 pub use target::{Selector, Target, WorkFilter};
 use unwind::Unwinder;
+use v8::V8Processes;
 
 /// Highest sampling rate.
 pub const MAX_HZ: u32 = 997;
@@ -112,6 +114,21 @@ impl fmt::Display for ProfileRequest {
     }
 }
 
+/// Processes whose functions are not those of their code alone.
+#[derive(Clone, Debug, Default)]
+pub struct Interpreters {
+    python: PythonProcesses,
+    v8: V8Processes,
+}
+
+impl Interpreters {
+    /// What runs the functions of a process, in words; `None` where nothing is known.
+    #[must_use]
+    pub fn describe(&self, pid: u32) -> Option<String> {
+        self.python.describe(pid).or_else(|| self.v8.describe(pid))
+    }
+}
+
 /// Handle on the profiler. Cheap to clone.
 #[derive(Clone)]
 pub struct Profiler {
@@ -119,7 +136,7 @@ pub struct Profiler {
     symbolizer: Arc<Symbolizer>,
     processes: Arc<ProcessTable>,
     samples: Option<ProfileSamples>,
-    python: PythonProcesses,
+    interpreters: Interpreters,
 }
 
 impl Profiler {
@@ -137,7 +154,10 @@ impl Profiler {
         requests: Option<RequestSource>,
     ) -> std::io::Result<Self> {
         let unwinder = Unwinder::start(sampler.take_unwind_maps())?;
-        let python = unwinder.python().clone();
+        let interpreters = Interpreters {
+            python: unwinder.python().clone(),
+            v8: unwinder.v8().clone(),
+        };
         let (messages, received) = mpsc::channel();
         let processes_of_worker = Arc::clone(&processes);
         let worker =
@@ -150,14 +170,14 @@ impl Profiler {
             symbolizer: Arc::default(),
             processes,
             samples,
-            python,
+            interpreters,
         })
     }
 
-    /// The processes that run CPython, as far as they were sampled.
+    /// The processes that run CPython or V8, as far as they were sampled.
     #[must_use]
-    pub fn python(&self) -> &PythonProcesses {
-        &self.python
+    pub fn interpreters(&self) -> &Interpreters {
+        &self.interpreters
     }
 
     /// Takes a profile, or sums what is kept. When the future is dropped, sampling ends.

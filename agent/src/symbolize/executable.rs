@@ -13,7 +13,10 @@ use object::{Object, ObjectSection, ObjectSegment, SectionKind};
 use profile::go::GoTable;
 use profile::python::PythonFile;
 use profile::unwind::UnwindSections;
+use profile::v8::{V8, V8Error};
 use profile::{BuildId, Mapping};
+
+use super::jit;
 
 /// Tells files apart, whatever their path, and a file from what it was before it was rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +119,16 @@ impl Executable {
     pub fn python(&self) -> Option<PythonFile> {
         let name = self.path.rsplit('/').next().unwrap_or_default();
         PythonFile::of_elf(&ReadCache::new(&self.file), name)
+    }
+
+    /// The V8 in the file, where there is one, or why its functions are not read. Only Node's files
+    /// are looked at.
+    #[must_use]
+    pub fn v8(&self) -> Option<Result<V8, V8Error>> {
+        if !jit::is_node(&self.path) {
+            return None;
+        }
+        V8::of_elf(&ReadCache::new(&self.file))
     }
 
     /// Where the file places its code; `None` for a file that is not ELF.

@@ -61,6 +61,12 @@ pub fn mark<'a>(paths: impl IntoIterator<Item = &'a str>) -> Arc<str> {
     }
 }
 
+/// Is there Node in a file of this path?
+#[must_use]
+pub fn is_node(path: &str) -> bool {
+    runtime(path) == Some("node")
+}
+
 /// Is it such a mark, and thus no function's name?
 #[must_use]
 pub fn is_mark(name: &str) -> bool {

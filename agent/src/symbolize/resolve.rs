@@ -1,10 +1,11 @@
 //! From counted stacks to a profile's frames: each address becomes a place in a file, equal
 //! places become one frame, and each frame gets its functions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use profile::python::PYTHON_FRAME;
+use profile::v8::SCRIPT_FRAME;
 use profile::{
     Counted, Frame, FrameIndex, Mapping, MappingIndex, Sample, StackEnd, StackTrace,
     SymbolizedFrame, Unwind,
@@ -12,6 +13,7 @@ use profile::{
 
 use super::executable::FileIdentity;
 use super::image::{Backing, Image, ImageKey};
+use super::jit::is_mark;
 use super::maps::MapsEntry;
 use super::names::{Functions, Names, kernel_build_id};
 use super::perf_map;
@@ -25,8 +27,8 @@ pub struct Request {
     pub images: HashMap<ImageKey, Image>,
     /// Service of each process image.
     pub services: HashMap<ImageKey, Arc<str>>,
-    /// Functions of what stands in stacks for frames of Python.
-    pub python: HashMap<u64, SymbolizedFrame>,
+    /// Functions of what stands in stacks for frames of Python and functions of V8.
+    pub interpreted: HashMap<u64, SymbolizedFrame>,
 }
 
 /// Parts of a [`profile::Profile`].
@@ -49,7 +51,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
         counted,
         images,
         services,
-        python,
+        interpreted,
     } = request;
     let mut table = FrameTable::default();
     let placed: Vec<_> = counted
@@ -63,7 +65,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
             (counted, stack)
         })
         .collect();
-    table.name_frames(names, &images, &python);
+    table.name_frames(names, &images, &interpreted);
     let unknown: Arc<str> = "unknown".into();
     let samples = placed
         .into_iter()
@@ -74,6 +76,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
                 count,
             } = counted;
             table.cut_beyond_entry(&stack, &mut frames);
+            table.join_scripts(&mut frames);
             table.leave_out_plumbing(&mut frames);
             Sample {
                 unwind: table.unwind(&stack, &frames),
@@ -107,8 +110,8 @@ enum Place {
     File(FileIdentity, u64),
     /// An offset into the vDSO.
     Vdso(u64),
-    /// A frame of Python, by what stands for it.
-    Python(u64),
+    /// A frame of Python, or a function of V8, by what stands for it.
+    Interpreted(u64),
     /// An absolute address of one process image: code without a file.
     Own(ImageKey, u64),
 }
@@ -121,6 +124,8 @@ struct FrameTable {
     mappings: Vec<Mapping>,
     by_mapping: HashMap<Mapping, MappingIndex>,
     malformed_lines: u64,
+    /// Those that the frame before belongs to.
+    scripts: HashSet<FrameIndex>,
 }
 
 impl FrameTable {
@@ -140,7 +145,11 @@ impl FrameTable {
         }
         for (address, looked_up) in stack.user.iter().zip(lookup_addresses(&stack.user)) {
             if address & PYTHON_FRAME != 0 {
-                frames.push(self.frame(Place::Python(*address), 0, None));
+                let frame = self.frame(Place::Interpreted(*address), 0, None);
+                if address & SCRIPT_FRAME == SCRIPT_FRAME {
+                    self.scripts.insert(frame);
+                }
+                frames.push(frame);
                 continue;
             }
             let Some(frame) = self.user_frame(names, key, image, looked_up) else {
@@ -218,7 +227,7 @@ impl FrameTable {
         &mut self,
         names: &mut Names,
         images: &HashMap<ImageKey, Image>,
-        python: &HashMap<u64, SymbolizedFrame>,
+        interpreted: &HashMap<u64, SymbolizedFrame>,
     ) {
         let mut kernel = Group::default();
         let mut vdso = Group::default();
@@ -231,9 +240,9 @@ impl FrameTable {
                 Place::File(file, address) => {
                     files.entry(file).or_default().push((address, *frame));
                 }
-                Place::Python(number) => {
+                Place::Interpreted(number) => {
                     let functions = &mut self.frames[*frame].functions;
-                    functions.extend(python.get(&number).cloned());
+                    functions.extend(interpreted.get(&number).cloned());
                 }
                 Place::Own(key, address) => own.entry(key).or_default().push((address, *frame)),
             }
@@ -298,6 +307,38 @@ impl FrameTable {
         // An entry may have been reached through another one: `_start` calls `__libc_start_main`.
         let beyond = (entry..frames.len()).find(|at| !self.is(frames[*at], is_entry));
         frames.truncate(beyond.unwrap_or(frames.len()));
+    }
+
+    /// Has a function of V8 take the place of the native frame that belongs to it, where that says
+    /// less: code without a name, or the interpreter's. What a perf map says of a frame says more.
+    fn join_scripts(&self, frames: &mut Vec<FrameIndex>) {
+        if self.scripts.is_empty() {
+            return;
+        }
+        let is_script =
+            |frame: Option<&FrameIndex>| frame.is_some_and(|frame| self.scripts.contains(frame));
+        let mut joined = Vec::with_capacity(frames.len());
+        for (index, frame) in frames.iter().enumerate() {
+            let native = &self.frames[*frame];
+            let is_listed = |functions: &[SymbolizedFrame]| {
+                functions.iter().any(|function| !is_mark(&function.name))
+            };
+            if is_script(Some(frame)) {
+                let before = index
+                    .checked_sub(1)
+                    .map(|before| &self.frames[frames[before]]);
+                let is_named = before
+                    .is_some_and(|native| native.mapping.is_none() && is_listed(&native.functions));
+                if !is_named {
+                    joined.push(*frame);
+                }
+            } else if !is_script(frames.get(index + 1))
+                || is_listed(&native.functions) && !is_script_interpreter(&native.functions)
+            {
+                joined.push(*frame);
+            }
+        }
+        *frames = joined;
     }
 
     /// Leaves out the native functions by which the interpreter calls one of Python's from another:
@@ -381,6 +422,12 @@ fn lookup_addresses(addresses: &[u64]) -> impl Iterator<Item = u64> + '_ {
         .skip(1)
         .map(|address| address.saturating_sub(1));
     addresses.first().copied().into_iter().chain(calls)
+}
+
+/// V8's functions that run a function by its bytecode.
+fn is_script_interpreter(functions: &[SymbolizedFrame]) -> bool {
+    let mut names = functions.iter().map(|function| &*function.name);
+    names.all(|name| name.starts_with("Builtins_Interpreter"))
 }
 
 /// CPython's functions between the interpreter's loop and itself.
@@ -503,7 +550,7 @@ mod tests {
             interpreter_missing: false,
         };
         let request = Request {
-            python: HashMap::new(),
+            interpreted: HashMap::new(),
             counted: vec![Counted {
                 thread: thread(image),
                 stack,
@@ -560,6 +607,43 @@ mod tests {
     }
 
     #[test]
+    fn a_function_takes_the_place_of_a_frame_that_says_less() {
+        let mut table = FrameTable::default();
+        let mapping = Some(table.mapping(kernel_mapping));
+        let key = ImageKey::of(&thread(1));
+        let mut push = |address, mapping, name: &str| {
+            let frame = table.frame(Place::Own(key, address), address, mapping);
+            let named = SymbolizedFrame {
+                name: name.into(),
+                file: None,
+                line: None,
+            };
+            table.frames[frame]
+                .functions
+                .extend((!name.is_empty()).then_some(named));
+            frame
+        };
+        let mark = push(1, None, "[jit node]");
+        let nameless = push(2, None, "");
+        let trampoline = push(3, mapping, "Builtins_InterpreterEntryTrampoline");
+        let builtin = push(4, mapping, "Builtins_LoadIC");
+        let listed = push(5, None, "JS:*f x.js:1:2");
+        let script = push(6, None, "f");
+        table.scripts.insert(script);
+        for (frame, expected) in [
+            (mark, vec![script]),
+            (nameless, vec![script]),
+            (trampoline, vec![script]),
+            (builtin, vec![builtin, script]),
+            (listed, vec![listed]),
+        ] {
+            let mut frames = vec![frame, script, mark];
+            table.join_scripts(&mut frames);
+            assert_eq!(frames, [expected, vec![mark]].concat());
+        }
+    }
+
+    #[test]
     fn what_is_no_code_ends_the_stack() {
         let resolved = resolved(&[address(), 0x10, address()], false);
         assert_eq!(resolved.samples[0].frames.len(), 1);
@@ -574,7 +658,7 @@ mod tests {
             ..StackTrace::default()
         };
         let request = Request {
-            python: HashMap::new(),
+            interpreted: HashMap::new(),
             counted: vec![Counted {
                 thread: thread(1),
                 stack,

@@ -13,6 +13,7 @@ pub mod process;
 pub mod python;
 pub mod sample;
 pub mod unwind;
+pub mod v8;
 
 /// What a ring record holds: the first byte of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,8 @@ pub mod stack_flags {
     pub const PYTHON_CUT: u32 = 16;
 }
 
-/// Start of a record in the sample ring; `kernel_frames + python_words + user_frames` words follow.
+/// Start of a record in the sample ring; `kernel_frames + python_words + user_frames + script_words`
+/// words follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct StackHeader {
@@ -62,8 +63,8 @@ pub struct StackHeader {
     pub user_frames: u32,
     /// Words of the interpreter's frames (see [`python`](crate::python)).
     pub python_words: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// Words among the addresses of the user part that are none (see [`v8`](crate::v8)).
+    pub script_words: u32,
 }
 
 /// When a thread was sampled, or how long one of its waits was: a record of the sample ring, told from a

@@ -193,8 +193,8 @@ pub struct UnwindProcess {
     /// Its element in `PYTHON_PROCESSES`; 0 where it does not run CPython, or of a kind that is not
     /// known.
     pub python: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// Its element in `V8_LAYOUTS`; 0 where it does not run V8, or of a kind that is not known.
+    pub v8: u32,
 }
 
 /// Why the walk over a user stack ended: bits 8 to 15 of `SampleKey::flags`.

@@ -53,6 +53,9 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("go", "golang-go", UNWIND),
     program("go", "golang-go", PYTHON_PROFILE),
     program("unshare", "util-linux", PYTHON_PROFILE),
+    program("go", "golang-go", JIT_PROFILE),
+    program("node", "nodejs", JIT_PROFILE),
+    program("javac", "default-jdk-headless", JIT_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
     program("python3", "python3-venv", PYTHON),
@@ -135,6 +138,7 @@ const PROFILE: &[&str] = &[
 ];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
+const JIT_PROFILE: &[&str] = &["jit_profile"];
 
 const fn program(
     name: &'static str,

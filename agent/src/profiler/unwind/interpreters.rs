@@ -192,7 +192,7 @@ impl Worker {
             first_mapping: known.range.start,
             mappings: known.range.end - known.range.start,
             python: element,
-            padding: 0,
+            v8: self.scripts.element(pid, known.image),
         };
         let written = self
             .maps

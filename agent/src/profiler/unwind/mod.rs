@@ -5,6 +5,7 @@
 
 mod interpreters;
 mod pool;
+mod scripts;
 mod tables;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,11 +25,14 @@ use ebpf_common::unwind::{
 };
 use profile::python::PythonFile;
 use profile::unwind::{CodeSegment, UnwindSections, UnwindTable};
+use profile::v8::{V8, V8Error};
 
 use self::interpreters::Interpreters;
 use self::pool::Pool;
+use self::scripts::Scripts;
 use self::tables::{LoadError, TableKey, Tables};
 use super::python::PythonProcesses;
+use super::v8::V8Processes;
 use crate::probes::release_memory;
 use crate::probes::unwind_maps::UnwindMaps;
 use crate::symbolize::executable::FileIdentity;
@@ -82,6 +87,7 @@ pub struct Unwinder {
     /// When an image was asked for last, by pid.
     asked: HashMap<u32, (u64, Instant)>,
     python: PythonProcesses,
+    v8: V8Processes,
 }
 
 impl Unwinder {
@@ -93,7 +99,8 @@ impl Unwinder {
         let maps = maps.ok_or_else(|| io::Error::other("the unwind maps are taken"))?;
         let (requests, waiting) = mpsc::sync_channel(MAX_WAITING);
         let python = PythonProcesses::default();
-        let worker = Worker::new(maps, "/proc", python.clone());
+        let v8 = V8Processes::default();
+        let worker = Worker::new(maps, "/proc", python.clone(), v8.clone());
         thread::Builder::new()
             .name("unwinder".into())
             .spawn(move || worker.run(&waiting))?;
@@ -101,6 +108,7 @@ impl Unwinder {
             requests,
             asked: HashMap::new(),
             python,
+            v8,
         })
     }
 
@@ -111,6 +119,7 @@ impl Unwinder {
             requests: mpsc::sync_channel(0).0,
             asked: HashMap::new(),
             python: PythonProcesses::default(),
+            v8: V8Processes::default(),
         }
     }
 
@@ -118,6 +127,12 @@ impl Unwinder {
     #[must_use]
     pub fn python(&self) -> &PythonProcesses {
         &self.python
+    }
+
+    /// The processes that run V8, as far as they were met.
+    #[must_use]
+    pub fn v8(&self) -> &V8Processes {
+        &self.v8
     }
 
     /// Takes note of a sample: a process that is not known yet becomes so, and one whose stack
@@ -178,6 +193,7 @@ struct KnownFile {
     /// `None` without rows.
     table: Option<TableKey>,
     python: Option<PythonFile>,
+    v8: Option<Arc<Result<V8, V8Error>>>,
 }
 
 /// A process image in the kernel's maps.
@@ -202,10 +218,11 @@ struct Worker {
     vdso: Option<KnownFile>,
     processes: HashMap<u32, KnownProcess>,
     interpreters: Interpreters,
+    scripts: Scripts,
 }
 
 impl Worker {
-    fn new(maps: UnwindMaps, proc_root: &str, python: PythonProcesses) -> Self {
+    fn new(maps: UnwindMaps, proc_root: &str, python: PythonProcesses, v8: V8Processes) -> Self {
         Self {
             maps,
             proc_root: proc_root.into(),
@@ -217,6 +234,7 @@ impl Worker {
             vdso: None,
             processes: HashMap::new(),
             interpreters: Interpreters::new(python),
+            scripts: Scripts::new(v8),
         }
     }
 
@@ -264,6 +282,9 @@ impl Worker {
             let file = self.file_of(asked.pid, entry, &mut built);
             self.interpreters
                 .note(asked.pid, image, entry, file.as_ref());
+            if let Some(v8) = file.as_ref().and_then(|file| file.v8.as_ref()) {
+                self.scripts.note(&self.maps, asked.pid, image, v8);
+            }
             ranges.push(self.range_of(entry, file, &mut tables));
         }
         if let Err(error) = self.publish(asked.pid, image, &ranges) {
@@ -340,6 +361,7 @@ impl Worker {
             return None;
         };
         known.python = executable.python();
+        known.v8 = executable.v8().map(Arc::new);
         if self.files.len() >= MAX_FILES {
             self.files.clear();
         }
@@ -358,6 +380,7 @@ impl Worker {
             code: sections.code().to_vec(),
             table,
             python: None,
+            v8: None,
         })
     }
 
@@ -460,7 +483,7 @@ impl Worker {
             first_mapping: range.start,
             mappings: count,
             python: self.interpreters.element(pid, image),
-            padding: 0,
+            v8: self.scripts.element(pid, image),
         };
         if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
             self.give_up_process();
@@ -508,6 +531,7 @@ impl Worker {
     fn forget(&mut self, pid: u32) {
         self.maps.remove_process(pid);
         self.interpreters.forget(pid);
+        self.scripts.forget(pid);
         if let Some(known) = self.processes.remove(&pid) {
             self.resting.push(known.range);
             known
