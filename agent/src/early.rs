@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 /// Records that are kept at a time: each is of a connection that lived for less than a worker sleeps.
 const MAX_RECORDS: usize = 64;
 
-/// See the module's description. At most [`MAX_RECORDS`].
+/// See the module's description. At most `MAX_RECORDS`.
 #[derive(Debug, Default)]
 pub struct EarlyRecords {
     /// The oldest first.

@@ -32,6 +32,8 @@ pub struct RunStatistics {
     ebpf: Arc<Mutex<Option<Ebpf>>>,
     estimate: Arc<Mutex<Estimate>>,
     mode: Sampling,
+    /// Keeps the measure on, where it is wanted always and the agent may turn it on.
+    _always: Option<Arc<OwnedFd>>,
 }
 
 /// What is known so far.
@@ -70,14 +72,18 @@ impl Programs {
         ArrivalWindows::begin(Arc::clone(&self.ebpf), program, mode)
     }
 
-    /// The kernel's own statistics of these programs. Nothing is measured until
-    /// [`RunStatistics::run`] is polled.
+    /// The kernel's own statistics of these programs: on from now on where they are wanted always,
+    /// else as long as [`RunStatistics::run`] is polled.
     #[must_use]
     pub fn run_statistics(&self, mode: Sampling) -> RunStatistics {
         RunStatistics {
             ebpf: Arc::clone(&self.ebpf),
             estimate: Arc::default(),
             mode,
+            _always: (mode == Sampling::Always)
+                .then(enable)
+                .flatten()
+                .map(Arc::new),
         }
     }
 }
@@ -92,9 +98,9 @@ impl Drop for Programs {
 }
 
 impl RunStatistics {
-    /// Turns the kernel's statistics on and off, for as long as it is polled.
+    /// Turns the kernel's statistics on and off where they are sampled, for as long as it is polled.
     pub async fn run(self) {
-        if self.mode == Sampling::Off {
+        if self.mode != Sampling::Sampled {
             return;
         }
         let mut next = tokio::time::interval(PERIOD);
@@ -105,9 +111,6 @@ impl RunStatistics {
                 estimate.is_refused = true;
                 return;
             };
-            if self.mode == Sampling::Always {
-                return std::future::pending().await;
-            }
             self.begin_window();
             tokio::time::sleep(WINDOW).await;
             drop(enabled);

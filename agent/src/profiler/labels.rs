@@ -45,6 +45,8 @@ pub(super) struct Labels {
     source: Option<RequestSource>,
     wanted: bool,
     timelines: Timelines,
+    /// Whether all workers have begun to tell.
+    is_told: bool,
     /// Records lost when it was last looked.
     lost: u64,
     /// Later than what is known of.
@@ -103,6 +105,7 @@ impl Labels {
             source,
             wanted: false,
             timelines: Timelines::default(),
+            is_told: false,
             lost: 0,
             undecided: Vec::new(),
             samples: Vec::new(),
@@ -195,6 +198,13 @@ impl Labels {
         if lost > self.lost {
             self.lost = lost;
             self.timelines.doubt(monotonic_ns() + DOUBT_NS);
+        }
+        if !self.is_told {
+            let Some(since_ns) = source.requests.told_since_ns() else {
+                return;
+            };
+            self.timelines.begin(since_ns);
+            self.is_told = true;
         }
         let stints = source.requests.take();
         let (samples, waits) = (&mut self.samples, &mut self.waits);

@@ -8,6 +8,7 @@ use protocol::Connection;
 use protocol::observation::{Outcome, Role};
 
 use super::{IN_FLIGHT, Name, Requests, Stint};
+use crate::clock::monotonic_ns;
 use crate::connections::{Awake, Connections, Tracked};
 use crate::observation::Observation;
 use crate::process::Runtime;
@@ -87,7 +88,8 @@ type Of<'a> = (u64, &'a Tracked, &'a Connection);
 pub struct StintLog {
     requests: Arc<Requests>,
     worker: usize,
-    wanted: bool,
+    /// The want that stints are told for, or 0.
+    want: u64,
     batch: Vec<Stint>,
     /// Connections whose stints began since the last telling and go on.
     opened: Vec<Option<u64>>,
@@ -104,7 +106,7 @@ impl StintLog {
         Self {
             requests,
             worker,
-            wanted: false,
+            want: 0,
             batch: Vec::new(),
             opened: Vec::new(),
             unnamed: VecDeque::new(),
@@ -172,20 +174,23 @@ impl StintLog {
         round_ns: u64,
         name: impl Fn(&mut Tracked, &Connection) -> Option<Name>,
     ) {
-        let wanted = self.requests.is_wanted();
-        if wanted && !self.wanted {
+        let want = self.requests.wanted();
+        if want != 0 && want != self.want {
+            // Those that ended in this round are left out.
+            self.requests.begin(self.worker, want, monotonic_ns());
+            self.opened.clear();
             for id in connections.ids() {
                 self.tell_open(id, connections);
             }
-        } else if wanted {
+        } else if want != 0 {
             for id in std::mem::take(&mut self.opened).into_iter().flatten() {
                 self.tell_open(id, connections);
             }
             self.name_old(connections, round_ns, name);
-        } else if self.wanted {
+        } else if self.want != 0 {
             *self = Self::new(Arc::clone(&self.requests), self.worker);
         }
-        self.wanted = wanted;
+        self.want = want;
         // The end of a body that no record tells is asked for a round after it was begun.
         let handled_ns = self.round_ns.saturating_sub(LATE_NS);
         self.requests.tell(self.worker, &mut self.batch, handled_ns);
@@ -194,7 +199,7 @@ impl StintLog {
 
     fn list(&mut self, id: u64) -> u32 {
         let place = u32::try_from(self.opened.len()).unwrap_or(NOT_LISTED);
-        if !self.wanted || place == NOT_LISTED {
+        if self.want == 0 || place == NOT_LISTED {
             return NOT_LISTED;
         }
         self.opened.push(Some(id));
@@ -205,7 +210,7 @@ impl StintLog {
         if let Some(listed) = self.opened.get_mut(stint.place as usize) {
             *listed = None;
         }
-        if self.wanted {
+        if self.want != 0 {
             self.push(of, stint, name, to_ns);
         }
     }

@@ -73,7 +73,10 @@ pub enum Name {
 /// Where workers leave stints for the profiler. While nobody takes a profile, nothing is left.
 #[derive(Debug)]
 pub struct Requests {
-    wanted: AtomicBool,
+    /// Number of the present want, or 0 while there is none.
+    want: AtomicU64,
+    /// Wants so far.
+    wants: AtomicU64,
     awaited: AtomicBool,
     slots: Box<[Slot]>,
 }
@@ -84,6 +87,9 @@ struct Slot {
     stints: Mutex<Vec<Stint>>,
     /// Every exchange that began or ended before then was told: `CLOCK_MONOTONIC`, nanoseconds.
     handled_ns: AtomicU64,
+    /// Number of the last want that it began to tell stints for, and since when it leaves none out:
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    begun: Mutex<(u64, u64)>,
     dropped: AtomicU64,
 }
 
@@ -92,7 +98,8 @@ impl Requests {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         Self {
-            wanted: AtomicBool::new(false),
+            want: AtomicU64::new(0),
+            wants: AtomicU64::new(0),
             awaited: AtomicBool::new(false),
             slots: (0..workers).map(|_| Slot::default()).collect(),
         }
@@ -100,10 +107,27 @@ impl Requests {
 
     /// Has workers tell stints from their next round on, those in flight then among them; or no more.
     pub fn want(&self, wanted: bool) {
-        self.wanted.store(wanted, Ordering::Release);
+        let want = if wanted {
+            self.wants.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            0
+        };
+        self.want.store(want, Ordering::Release);
         if !wanted {
             drop(self.take());
         }
+    }
+
+    /// Since when no worker has left out a stint that ended later: `CLOCK_MONOTONIC`, nanoseconds.
+    /// `None` before all of them know that stints are wanted.
+    #[must_use]
+    pub fn told_since_ns(&self) -> Option<u64> {
+        let want = self.wanted();
+        let begun = self.slots.iter().map(|slot| {
+            let (of, since_ns) = *slot.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            (want != 0 && of == want).then_some(since_ns)
+        });
+        begun.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
     /// Says whether somebody waits for what workers tell: they rest no longer than they have to then.
@@ -142,8 +166,16 @@ impl Requests {
         slots.map(|slot| slot.dropped.load(Ordering::Relaxed)).sum()
     }
 
-    fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Acquire)
+    /// Number of the present want, or 0.
+    fn wanted(&self) -> u64 {
+        self.want.load(Ordering::Acquire)
+    }
+
+    /// From now on `worker` tells all stints that end, for `want`.
+    fn begin(&self, worker: usize, want: u64, now_ns: u64) {
+        if let Some(slot) = self.slots.get(worker) {
+            *slot.begun.lock().unwrap_or_else(PoisonError::into_inner) = (want, now_ns);
+        }
     }
 
     /// Takes in what `worker` tells: all of it up to `handled_ns`.
@@ -187,6 +219,21 @@ mod tests {
         assert_eq!(requests.handled_ns(), 10);
         assert_eq!(requests.take(), [stint(1), stint(2)]);
         assert!(requests.take().is_empty());
+    }
+
+    #[test]
+    fn all_is_told_since_the_last_worker_knew_of_the_want() {
+        let requests = Requests::new(2);
+        assert_eq!(requests.told_since_ns(), None);
+        requests.want(true);
+        requests.begin(0, requests.wanted(), 10);
+        assert_eq!(requests.told_since_ns(), None);
+        requests.begin(1, requests.wanted(), 30);
+        assert_eq!(requests.told_since_ns(), Some(30));
+        // What they began for an earlier want does not count.
+        requests.want(false);
+        requests.want(true);
+        assert_eq!(requests.told_since_ns(), None);
     }
 
     #[test]

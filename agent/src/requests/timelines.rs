@@ -74,6 +74,8 @@ pub struct Timelines {
     until_ns: u64,
     /// Records were lost before then.
     doubtful_until_ns: u64,
+    /// Stints may be missing that ended before then.
+    since_ns: u64,
 }
 
 /// Those of one thread.
@@ -97,6 +99,12 @@ impl Timelines {
     /// Takes note that records were lost before `ns`: nothing is told of moments up to then.
     pub const fn doubt(&mut self, ns: u64) {
         self.doubtful_until_ns = ns;
+    }
+
+    /// Takes note that stints may be missing that ended before `ns`: nothing is told of moments up to
+    /// then.
+    pub const fn begin(&mut self, ns: u64) {
+        self.since_ns = ns;
     }
 
     /// Takes in `stints`, with which all is known that began or ended before `until_ns`. Decides the
@@ -207,7 +215,7 @@ impl Timelines {
     }
 
     fn choose(&mut self, moment: &Moment, role: Role) -> InFlight {
-        if moment.at_ns < self.doubtful_until_ns {
+        if moment.at_ns < self.doubtful_until_ns.max(self.since_ns) {
             return InFlight::Doubtful;
         }
         let Some(stints) = self.live.get(&moment.tid) else {
