@@ -12,7 +12,7 @@ const ID_BYTES: usize = 128;
 /// The parts of a request target (RFC 9112, section 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target<'a> {
-    /// Path without query and fragment; `*` and the authority of CONNECT as sent.
+    /// Path without query and fragment; `*` as sent, the authority of CONNECT.
     pub(crate) path: &'a str,
     pub(crate) query: Option<&'a str>,
     pub(crate) authority: Option<&'a str>,
@@ -21,11 +21,11 @@ pub(crate) struct Target<'a> {
 impl<'a> Target<'a> {
     pub(crate) fn parse(target: &'a str, is_connect: bool) -> Self {
         if is_connect {
-            let authority = without_userinfo(target);
+            let authority = host(target.as_bytes());
             return Self {
-                path: cut(authority, PATH_BYTES),
+                path: authority.unwrap_or("/"),
                 query: None,
-                authority: host(authority.as_bytes()),
+                authority,
             };
         }
         let target = target.split('#').next().unwrap_or_default();
@@ -54,8 +54,11 @@ impl<'a> Target<'a> {
 
 /// The value of `Host`, if it is visible ASCII, without userinfo (which has no business there).
 pub(crate) fn host(value: &[u8]) -> Option<&str> {
-    let host = without_userinfo(visible(value)?);
-    (!host.is_empty() && host.len() <= HOST_BYTES).then_some(host)
+    let value = visible(value)?;
+    let host = without_userinfo(value);
+    // What has a path or a query is no authority, and could be a secret.
+    let is_one = !value.contains(['/', '?', '#']);
+    (is_one && !host.is_empty() && host.len() <= HOST_BYTES).then_some(host)
 }
 
 /// The value of an id field: visible ASCII of at most 128 bytes.
@@ -152,6 +155,8 @@ mod tests {
         assert_eq!(path("/proxy/http://user@x/y"), "/proxy/http://user@x/y");
         let connect = Target::parse("user@example.org:443", true);
         assert_eq!(connect.path, "example.org:443");
+        let broken = Target::parse("example.org?token=secret", true);
+        assert_eq!((broken.path, broken.authority), ("/", None));
     }
 
     #[test]
