@@ -3,7 +3,6 @@
 use core::cell::UnsafeCell;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -31,11 +30,10 @@ unsafe impl<T> Sync for Foreign<T> {}
 #[btf_map]
 static LOSSES: PerCpuArray<u64, { LossReason::COUNT as usize }> = PerCpuArray::new();
 
-/// Connections by the address of their `struct sock`. Memory is taken as they come: room for as many
-/// as there may be takes 13 MB. The agent sets the capacity before load.
+/// Connections by the address of their `struct sock`. Preallocated, as kernels before 6.1 demand of
+/// tracing programs; the agent sets the capacity before load.
 #[btf_map]
-pub static CONNECTIONS: HashMap<u64, ConnectionState, 1, { BPF_F_NO_PREALLOC as usize }> =
-    HashMap::new();
+pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 
 /// What a CPU works with: far larger than the 512 bytes of stack. The small things come first and
 /// share a page with the beginning of the record.
