@@ -289,6 +289,9 @@ pub(crate) fn profile_routes(
     match Sampler::new(&mut loaded.ebpf, &loaded.btf) {
         Ok(sampler) => {
             health.set("profiler", Status::Healthy, "");
+            let unread = sampler.unread();
+            let losses = move || vec![("sampler", "unread", unread.total())];
+            metrics.losses.watch(Box::new(losses));
             let samples = metrics.profile_samples.clone();
             let continuous = continuous(config, metrics);
             let requests = RequestSource {

@@ -19,7 +19,7 @@ use crate::{
     cluster::{has_room, leads_to_cluster},
     detect,
     maps::{CONNECTIONS, Scratch, config, count_loss, scratch_at},
-    segment::{BEYOND, CHUNKED_END, Left, MAX_HEAD_BYTES, NOTHING, send_captured},
+    segment::{BEYOND, CHUNKED_END, Left, MAX_HEAD_BYTES, NOTHING, advance, send_captured},
 };
 
 /// Longest head that is looked through, in words.
@@ -153,13 +153,7 @@ extern "C" fn send_beyond(index: u32) -> u32 {
         offset_bytes: rest.offset_bytes + len,
         last_ns: header.time_ns,
     };
-    if ingress {
-        state.cursors[0] = cursor;
-        state.budget_bytes[0] = budget;
-    } else {
-        state.cursors[1] = cursor;
-        state.budget_bytes[1] = budget;
-    }
+    advance(state, ingress, cursor, budget);
     0
 }
 

@@ -336,12 +336,8 @@ fn begin(ctx: &PerfEventContext, pt_regs: u64) -> Option<&'static mut StackScrat
 fn count(scratch: &mut StackScratch) {
     if config().sample_times != 0 {
         // SAFETY: no arguments.
-        send_time(
-            &mut scratch.time,
-            &scratch.header.key,
-            unsafe { bpf_ktime_get_ns() },
-            0,
-        );
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        send_time(&mut scratch.time, &scratch.header.key, now_ns, 0);
     }
     let key = &scratch.header.key;
     if increment(key) {

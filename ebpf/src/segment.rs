@@ -194,14 +194,21 @@ pub fn handle(segment: &Segment) -> Left {
         offset_bytes: header.offset_bytes + len,
         last_ns: header.time_ns,
     };
+    advance(state, ingress, cursor, budget);
+    NOTHING
+}
+
+/// Moves the cursor of one direction, and keeps what is left of its budget.
+#[inline(always)]
+pub fn advance(state: &mut ConnectionState, ingress: bool, cursor: Cursor, budget_bytes: u32) {
+    // Two constant places, for a variable one would have to be bounded.
     if ingress {
         state.cursors[0] = cursor;
-        state.budget_bytes[0] = budget;
+        state.budget_bytes[0] = budget_bytes;
     } else {
         state.cursors[1] = cursor;
-        state.budget_bytes[1] = budget;
+        state.budget_bytes[1] = budget_bytes;
     }
-    NOTHING
 }
 
 /// Learns the connection's protocol from how a run begins; `false` when it is of no interest.

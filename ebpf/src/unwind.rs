@@ -14,7 +14,7 @@ use ebpf_common::{
     sample::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, stack_flags},
     unwind::{
         CHUNK_BLOCKS, CHUNK_PAGES, MAX_BLOCKS, MAX_MAPPINGS, MAX_PAGES, MAX_PROCESSES, MAX_RULES,
-        Machine, PAGE_SHIFT, Registers, RowBlock, StackEnd, UnwindMapping, UnwindProcess,
+        Machine, PAGE_SHIFT, Registers, RowBlock, StackEnd, USER_END, UnwindMapping, UnwindProcess,
         UnwindRule, caller, caller_by_frame_pointer, cfa_kind, interrupted, page_block, page_first,
         page_last, row_low, row_rule,
     },
@@ -188,6 +188,10 @@ impl Walk {
         let is_leaf = self.user_frames == 0;
         if frame.pc == 0 {
             return self.end(StackEnd::Zero);
+        }
+        // What stands where a return address should be can be anything, even what a mark looks like.
+        if frame.pc >= USER_END {
+            return self.end(StackEnd::NoCode);
         }
         if self.user_frames >= MAX_USER_FRAMES as u32 {
             return self.end(StackEnd::Depth);

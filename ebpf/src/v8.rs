@@ -9,6 +9,8 @@ use ebpf_common::{
     v8::{HEAP_TAG, MAX_V8_LAYOUTS, SCRIPT_WORDS, SHARED_WORDS, TAG_MASK, V8Layout, stamp},
 };
 
+use crate::{buffer::read_user, kernel::Plain};
+
 /// What the sampler has to know of each build of V8.
 #[btf_map]
 static V8_LAYOUTS: Array<V8Layout, MAX_V8_LAYOUTS> = Array::new();
@@ -27,45 +29,31 @@ pub fn function(
     if slot < frame.sp {
         return None;
     }
-    let [function, context] = read::<[u64; 2]>(slot);
+    let [function, context] = read_user::<[u64; 2]>(slot);
     // Of other frames, a number that tells their kind stands in the context's place.
     if function & TAG_MASK != HEAP_TAG || context & TAG_MASK != HEAP_TAG {
         return None;
     }
-    let shared = read::<u64>((function - HEAP_TAG).wrapping_add(u64::from(layout.function_shared)));
+    let shared =
+        read_user::<u64>((function - HEAP_TAG).wrapping_add(u64::from(layout.function_shared)));
     if shared & TAG_MASK != HEAP_TAG {
         return None;
     }
     read_into(window, shared - HEAP_TAG);
     let map = window[0];
     // What cannot be read reads as zero, which is no type of a heap's object.
-    let kind = read::<u16>(
+    let kind = read_user::<u16>(
         map.wrapping_sub(HEAP_TAG)
             .wrapping_add(u64::from(layout.map_instance_type)),
     );
     (u32::from(kind) == layout.shared_type).then(|| [shared, stamp(window, layout)])
 }
 
-/// The value at a user address; zeroes where it cannot be read.
+/// As [`read_user`], for what is too large for the stack.
 #[inline(always)]
-fn read<T>(address: u64) -> T {
-    let mut value = core::mem::MaybeUninit::<T>::uninit();
+fn read_into<T: Plain>(value: &mut T, address: u64) {
     // SAFETY: the helper checks the address and writes all of the value, zeroes where it cannot
-    // read; `T` is made of integers.
-    unsafe {
-        bpf_probe_read_user(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            address as *const _,
-        );
-        value.assume_init()
-    }
-}
-
-/// The same for what is too large for the stack.
-#[inline(always)]
-fn read_into<T>(value: &mut T, address: u64) {
-    // SAFETY: as above.
+    // read.
     unsafe {
         bpf_probe_read_user(
             core::ptr::from_mut(value).cast(),

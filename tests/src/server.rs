@@ -61,17 +61,7 @@ impl Server {
     /// # Errors
     /// When it does not come up.
     pub fn uvicorn() -> Result<Self> {
-        Self::start("uvicorn", |place| {
-            let mut command = Command::new(prerequisite::python("uvicorn")?);
-            command.args([
-                "fastapi_app:api",
-                "--no-access-log",
-                "--log-level",
-                "warning",
-            ]);
-            command.args(["--host", "127.0.0.1", "--port", &place.port.to_string()]);
-            Ok(command)
-        })
+        Self::start("uvicorn", |place| uvicorn_command("fastapi_app:api", place))
     }
 
     /// gunicorn with the Flask application: two worker processes of four threads each.
@@ -133,15 +123,7 @@ impl Server {
     /// When it does not come up.
     pub fn uvicorn_requests() -> Result<Self> {
         Self::start("uvicorn-requests", |place| {
-            let mut command = Command::new(prerequisite::python("uvicorn")?);
-            command.args([
-                "requests_app:asgi",
-                "--no-access-log",
-                "--log-level",
-                "warning",
-            ]);
-            command.args(["--host", "127.0.0.1", "--port", &place.port.to_string()]);
-            Ok(command)
+            uvicorn_command("requests_app:asgi", place)
         })
     }
 
@@ -359,6 +341,14 @@ fn with_environment(mut command: Command, service: &str, place: &Place) -> Comma
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(prerequisite::workload(""));
     command
+}
+
+/// uvicorn with an application of `workloads`.
+fn uvicorn_command(application: &str, place: &Place) -> Result<Command> {
+    let mut command = Command::new(prerequisite::python("uvicorn")?);
+    command.args([application, "--no-access-log", "--log-level", "warning"]);
+    command.args(["--host", "127.0.0.1", "--port", &place.port.to_string()]);
+    Ok(command)
 }
 
 fn gunicorn_command(bind: &str) -> Result<Command> {

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use e2e::accounts::{EXPORT_DELAY, Side, application_plan, check_exported};
 use e2e::otlp::{Collector, Span};
 use e2e::script::{converse, listen};
-use e2e::{Agent, AgentCommand, Child, Client, Load, Request, Server, free_port, prerequisite};
+use e2e::{
+    Agent, AgentCommand, Child, Client, Load, Request, Server, Split, free_port, prerequisite,
+};
 
 /// Spans of these alone: what else runs on the machine must not fill the exporter's queue.
 const TARGETS: &str = "targets:
@@ -501,6 +503,8 @@ fn secrets_stay_where_they_are() -> Result<()> {
     for path in ["/metrics", "/", "/targets", "/health/detailed"] {
         shown.push((path.to_owned(), agent.get(path)?.text()));
     }
+    // Where nothing runs, there is nothing to show.
+    let _busy = Split::start(Duration::from_secs(60))?;
     for format in ["svg", "folded", "speedscope"] {
         let path = format!("/debug/pprof/flamegraph?format={format}&seconds=1");
         shown.push((path.clone(), agent.get(&path)?.text()));

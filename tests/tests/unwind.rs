@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::traces::{Trace, Traces};
-use e2e::{Child, prerequisite};
+use e2e::{Agent, Child, prerequisite};
 
 /// Share of the CPU time that each function and what it calls are given.
 const SHARES: [(&str, f64); 3] = [
@@ -376,6 +376,23 @@ fn a_stack_that_is_too_deep_says_so() -> Result<()> {
     );
     let deepest = profile.traces.iter().map(|sample| sample.functions.len());
     ensure!(deepest.max().unwrap_or_default() >= 512);
+    Ok(())
+}
+
+#[test]
+fn a_return_address_that_is_none_ends_a_stack_and_loses_nothing() -> Result<()> {
+    let agent = Agent::start()?;
+    let program = Program::start(&recipe("gcc", "stacks.c", &[]), &["wild"])?;
+    let pid = program.child.pid();
+    let target = format!("/debug/pprof/flamegraph?format=folded&seconds=2&hz=499&pid={pid}");
+    let folded = agent.get(&target)?.text();
+    println!("{folded}");
+    let metrics = agent.metrics()?;
+    let samples = |outcome| metrics.sum("telltale_profile_samples_total", &[("outcome", outcome)]);
+    ensure!(samples("lost") == 0.0, "{} were lost", samples("lost"));
+    ensure!(metrics.lost("sampler", "unread") == 0.0);
+    let ended = samples("unverified");
+    ensure!(ended >= 800.0, "{ended} of 998 ended there");
     Ok(())
 }
 

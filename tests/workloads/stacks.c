@@ -5,6 +5,7 @@
  *     ./stacks sort        a function that the C library calls back
  *     ./stacks exec        after a second and a half, itself anew, with 61 nested calls
  *     ./stacks load FILE   after a second, 21 nested calls in a library
+ *     ./stacks wild        code that nothing describes, called from no address
  *
  * Prints "ready" when it has begun; runs for two minutes at most. */
 #include <dlfcn.h>
@@ -44,6 +45,18 @@ __attribute__((noinline)) void nested(int depth)
 			sink++;
 	__asm__ volatile("");
 }
+
+/* Without call frame information there is the frame pointer alone, and it leads to a return address
+ * that is none: bits 62 and 48 and some lower ones. */
+__asm__(".pushsection .text\n"
+	"wild:\n"
+	"	movabs $0x4001000000001234, %rax\n"
+	"	push %rax\n"
+	"	push %rbp\n"
+	"	mov %rsp, %rbp\n"
+	"1:	jmp 1b\n"
+	".popsection\n");
+extern void wild(void);
 
 static int compare(const void *one, const void *other)
 {
@@ -91,6 +104,8 @@ int main(int argc, char **argv)
 		nested(60);
 	} else if (!strcmp(what, "deep") && argc > 2) {
 		nested(atoi(argv[2]));
+	} else if (!strcmp(what, "wild")) {
+		wild();
 	} else if (!strcmp(what, "sort")) {
 		for (;;)
 			sort();

@@ -5,6 +5,7 @@
 pub mod arrivals;
 pub mod attach;
 pub mod btf;
+mod clocks;
 pub mod load;
 pub mod maps;
 pub mod mounts;
@@ -13,6 +14,7 @@ pub mod offsets;
 pub mod programs;
 pub mod ring;
 pub mod sampler;
+mod stack_record;
 pub mod unwind_maps;
 
 /// The kernel programs, compiled from `ebpf/` (`cargo xtask ebpf build`).

@@ -4,26 +4,24 @@
 //! rate that any of them asks for.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{PerfEvent, ProgramError, ProgramFd};
-use aya::util::online_cpus;
 use ebpf_common::loss::LossReason;
-use ebpf_common::python::{FRAME_WORDS, MAX_PYTHON_FRAMES};
-use ebpf_common::sample::{
-    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleKey, SampleTime, SamplerState, StackHeader, Waited,
-    stack_flags,
-};
-use ebpf_common::v8::{SCRIPT_MARK, SCRIPT_WORDS};
+use ebpf_common::sample::{SampleKey, SampleTime, SamplerState, Waited, stack_flags};
 use profile::Work;
 use zerocopy::FromBytes as _;
 
+use super::clocks::Clocks;
 use super::off_cpu::{OffCpu, Waits};
 use super::ring::SeldomRing;
+pub use super::stack_record::FrameFunction;
+use super::stack_record::decode;
 use super::unwind_maps::UnwindMaps;
 
 /// What keeps the sampler from working.
@@ -126,17 +124,6 @@ pub struct UserStack<'a> {
     pub functions: &'a [FrameFunction],
 }
 
-/// What tells the function of V8 that a native frame belongs to (see [`ebpf_common::v8`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameFunction {
-    /// Index of the frame's address.
-    pub frame: usize,
-    /// Tagged address of the `SharedFunctionInfo`.
-    pub shared: u64,
-    /// What it is told by.
-    pub stamp: u64,
-}
-
 /// Waits that were measured, by stack.
 #[derive(Debug, Default)]
 pub struct Stopped(Vec<(SampleKey, Waited)>);
@@ -152,6 +139,29 @@ pub struct Variant {
     pub off_cpu: Result<Option<u32>, String>,
 }
 
+/// Samples and waits whose stack could not be read, since the kernel programs were loaded. There are
+/// none unless the two sides disagree about the ABI. Clones share the numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Unread(Arc<UnreadCounts>);
+
+#[derive(Debug, Default)]
+struct UnreadCounts {
+    samples: AtomicU64,
+    waits: AtomicU64,
+}
+
+impl Unread {
+    /// How many of both.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.samples() + self.0.waits.load(Ordering::Relaxed)
+    }
+
+    fn samples(&self) -> u64 {
+        self.0.samples.load(Ordering::Relaxed)
+    }
+}
+
 /// Handle on the sampler. Dropping it stops the clocks.
 pub struct Sampler {
     program: ProgramFd,
@@ -164,8 +174,7 @@ pub struct Sampler {
     unwind_maps: Option<UnwindMaps>,
     /// Why there is none otherwise.
     off_cpu: Result<OffCpu, SamplerError>,
-    /// CPUs with their perf events; closing one stops the clock.
-    clocks: Vec<(u32, OwnedFd)>,
+    clocks: Clocks,
     /// Stacks of the epochs that are not read yet.
     stacks: HashMap<SampleKey, Stack>,
     /// Stacks of threads that left the CPU to wait.
@@ -174,9 +183,7 @@ pub struct Sampler {
     times: Vec<SampleTime>,
     targeted: HashSet<u32>,
     now: SamplerState,
-    /// Counts whose stack never came, and records that could not be read. Neither happens unless
-    /// the two sides disagree about the ABI.
-    broken: u64,
+    unread: Unread,
 }
 
 impl Sampler {
@@ -213,13 +220,13 @@ impl Sampler {
             ring: take_ring(ebpf)?,
             losses: share_losses(ebpf)?,
             unwind_maps: Some(UnwindMaps::take(ebpf)?),
-            clocks: Vec::new(),
+            clocks: Clocks::default(),
             stacks: HashMap::new(),
             waits: HashMap::new(),
             times: Vec::new(),
             targeted: HashSet::new(),
             now: SamplerState::default(),
-            broken: 0,
+            unread: Unread::default(),
         })
     }
 
@@ -227,6 +234,12 @@ impl Sampler {
     #[must_use]
     pub fn variant(&self) -> &Variant {
         &self.variant
+    }
+
+    /// How many samples could not be read, now and later.
+    #[must_use]
+    pub fn unread(&self) -> Unread {
+        self.unread.clone()
     }
 
     /// Hands over the maps that stacks are walked by; `None` the second time.
@@ -254,40 +267,19 @@ impl Sampler {
         self.next_epoch()
     }
 
-    /// Starts the clock of every CPU that is online, each at a random phase: a clock that keeps
-    /// step with what the program does sees one part of it always and another never.
+    /// Starts the clocks.
     ///
     /// # Errors
     /// When the kernel refuses a clock. None runs then.
     pub fn start(&mut self, period: Duration) -> Result<(), SamplerError> {
         self.stop();
-        let cpus = online_cpus().map_err(|(_, source)| SamplerError::Io {
-            call: "read the list of online CPUs",
-            source,
-        })?;
-        let mut clocks = Vec::with_capacity(cpus.len());
-        for cpu in cpus {
-            let clock = open_clock(self.program.as_fd(), cpu, period)
-                .map_err(|source| SamplerError::Clock { cpu, source })?;
-            clocks.push((random_below(period.min(LONGEST_PHASE)), cpu, clock));
-        }
-        clocks.sort_by_key(|(phase, ..)| *phase);
-        let begin = Instant::now();
-        for (phase, cpu, clock) in &clocks {
-            std::thread::sleep(phase.saturating_sub(begin.elapsed()));
-            ioctl(clock.as_fd(), PERF_EVENT_IOC_ENABLE, 0)
-                .map_err(|source| SamplerError::Clock { cpu: *cpu, source })?;
-        }
-        self.clocks = clocks
-            .into_iter()
-            .map(|(_, cpu, clock)| (cpu, clock))
-            .collect();
+        self.clocks = Clocks::start(self.program.as_fd(), period)?;
         Ok(())
     }
 
     /// Stops every clock. When it returns, no program runs any more.
     pub fn stop(&mut self) {
-        self.clocks.clear();
+        self.clocks = Clocks::default();
     }
 
     /// Ends the epoch and starts the next one: what was sampled before is final when it returns.
@@ -299,18 +291,11 @@ impl Sampler {
     /// # Errors
     /// When the map can't be written, or a clock not be paused.
     pub fn next_epoch(&mut self) -> Result<(), SamplerError> {
-        self.each_clock(PERF_EVENT_IOC_DISABLE)?;
+        self.clocks.pause()?;
         self.now.epoch = self.now.epoch.wrapping_add(1);
         let set = self.state.set(0, self.now, 0);
-        self.each_clock(PERF_EVENT_IOC_ENABLE)?;
+        self.clocks.resume()?;
         Ok(set?)
-    }
-
-    fn each_clock(&self, request: u64) -> Result<(), SamplerError> {
-        self.clocks.iter().try_for_each(|(cpu, clock)| {
-            ioctl(clock.as_fd(), request, 0)
-                .map_err(|source| SamplerError::Clock { cpu: *cpu, source })
-        })
     }
 
     /// Reads the stacks that are new and tells each one's key and user's part, in whose place
@@ -328,8 +313,8 @@ impl Sampler {
                 self.times.push(time);
                 return;
             }
+            // The samples of a stack that cannot be read are counted when their number comes.
             let Some((key, record)) = decode(record) else {
-                self.broken += 1;
                 return;
             };
             let user = UserStack {
@@ -389,8 +374,7 @@ impl Sampler {
     }
 
     /// Tells each stack with the microseconds that its thread waited there in all.
-    /// [`Self::read_stacks`] goes first. Returns how many waits had no stack, which do not come
-    /// unless the two sides disagree about the ABI.
+    /// [`Self::read_stacks`] goes first. Returns how many waits had no stack that could be read.
     pub fn read_waits(
         &mut self,
         Stopped(waited): Stopped,
@@ -405,6 +389,7 @@ impl Sampler {
                 unknown += waited.count;
             }
         }
+        self.unread.0.waits.fetch_add(unknown, Ordering::Relaxed);
         unknown
     }
 
@@ -444,7 +429,7 @@ impl Sampler {
             if let Some(stack) = self.stacks.remove(&key) {
                 sample(stack.sample(&key, count));
             } else {
-                self.broken += count;
+                self.unread.0.samples.fetch_add(count, Ordering::Relaxed);
             }
         }
         // What is left of those epochs was sent, but then found no room among the counts; the
@@ -467,97 +452,8 @@ impl Sampler {
     /// When the map can't be read.
     pub fn lost_samples(&self) -> Result<u64, SamplerError> {
         let full = self.losses.get(&(LossReason::StacksFull as u32), 0)?;
-        Ok(full.iter().sum::<u64>() + self.broken)
+        Ok(full.iter().sum::<u64>() + self.unread.samples())
     }
-}
-
-/// Most time that the clocks' phases are spread over.
-const LONGEST_PHASE: Duration = Duration::from_millis(100);
-
-/// `PERF_TYPE_SOFTWARE`
-const PERF_TYPE_SOFTWARE: u32 = 1;
-/// `PERF_COUNT_SW_CPU_CLOCK`
-const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
-/// `PERF_FLAG_FD_CLOEXEC`
-const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-/// Bits of `perf_event_attr`: `disabled` and `exclude_idle`.
-const DISABLED_AND_NOT_IDLE: u64 = (1 << 0) | (1 << 7);
-/// `_IO('$', 0)`
-const PERF_EVENT_IOC_ENABLE: u64 = 0x2400;
-/// `_IO('$', 1)`
-const PERF_EVENT_IOC_DISABLE: u64 = 0x2401;
-/// `_IOW('$', 8, __u32)`
-const PERF_EVENT_IOC_SET_BPF: u64 = 0x4004_2408;
-
-/// `struct perf_event_attr` as every kernel since 2.6.32 takes it (`PERF_ATTR_SIZE_VER0`).
-#[derive(Default)]
-#[repr(C)]
-struct PerfEventAttr {
-    kind: u32,
-    size: u32,
-    config: u64,
-    sample_period: u64,
-    sample_type: u64,
-    read_format: u64,
-    flags: u64,
-    wakeup_events: u32,
-    bp_type: u32,
-    bp_addr: u64,
-}
-
-const _: () = assert!(size_of::<PerfEventAttr>() == 64);
-
-/// A sampling clock of one CPU that runs `program` and is not started yet.
-fn open_clock(program: BorrowedFd<'_>, cpu: u32, period: Duration) -> io::Result<OwnedFd> {
-    let attr = PerfEventAttr {
-        kind: PERF_TYPE_SOFTWARE,
-        size: size_of::<PerfEventAttr>() as u32,
-        config: PERF_COUNT_SW_CPU_CLOCK,
-        sample_period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX),
-        flags: DISABLED_AND_NOT_IDLE,
-        ..PerfEventAttr::default()
-    };
-    let (every_pid, no_group): (libc::c_int, libc::c_int) = (-1, -1);
-    // SAFETY: `attr` outlives the call and its `size` is true; the kernel keeps no pointer.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            &raw const attr,
-            every_pid,
-            cpu as libc::c_int,
-            no_group,
-            PERF_FLAG_FD_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
-    let clock = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
-    ioctl(
-        clock.as_fd(),
-        PERF_EVENT_IOC_SET_BPF,
-        program.as_raw_fd() as u64,
-    )?;
-    Ok(clock)
-}
-
-/// An `ioctl` of a perf event whose argument is a number.
-fn ioctl(clock: BorrowedFd<'_>, request: u64, argument: u64) -> io::Result<()> {
-    // SAFETY: the requests that are used take a number, so the kernel follows no pointer.
-    let result = unsafe { libc::ioctl(clock.as_raw_fd(), request as _, argument) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-/// A random span shorter than `limit`.
-fn random_below(limit: Duration) -> Duration {
-    // Each `RandomState` has random keys, so even the hash of nothing is random.
-    let random = RandomState::new().hash_one(());
-    limit.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
 }
 
 /// Loads one of the sampling programs.
@@ -609,125 +505,4 @@ fn share_losses(ebpf: &aya::Ebpf) -> Result<PerCpuArray<MapData, u64>, SamplerEr
             source,
         })?;
     Ok(Map::PerCpuArray(MapData::from_fd(fd)?).try_into()?)
-}
-
-/// A record of the sample ring.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Record {
-    kernel: Vec<u64>,
-    python: Vec<u64>,
-    native: Vec<u64>,
-    functions: Vec<FrameFunction>,
-}
-
-/// `None` for a record whose length is not what its header says.
-fn decode(record: &[u8]) -> Option<(SampleKey, Record)> {
-    let (header, words) = record.split_at_checked(size_of::<StackHeader>())?;
-    // SAFETY: `header` has exactly the bytes of a `StackHeader`, whose every bit pattern is a
-    // value; the read asks for no alignment.
-    let header: StackHeader = unsafe { header.as_ptr().cast::<StackHeader>().read_unaligned() };
-    let (kernel, user) = (header.kernel_frames as usize, header.user_frames as usize);
-    let (python, script) = (header.python_words as usize, header.script_words as usize);
-    if kernel > MAX_KERNEL_FRAMES
-        || user > MAX_USER_FRAMES
-        || python > FRAME_WORDS * MAX_PYTHON_FRAMES
-        || script > SCRIPT_WORDS * MAX_USER_FRAMES
-    {
-        return None;
-    }
-    let (words, rest) = words.as_chunks::<{ size_of::<u64>() }>();
-    if words.len() != kernel + python + user + script || !rest.is_empty() {
-        return None;
-    }
-    let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
-    let mut record = Record {
-        kernel: words.by_ref().take(kernel).collect(),
-        python: words.by_ref().take(python).collect(),
-        native: Vec::with_capacity(user),
-        functions: Vec::with_capacity(script / SCRIPT_WORDS),
-    };
-    while let Some(word) = words.next() {
-        record.native.push(word & !SCRIPT_MARK);
-        if word & SCRIPT_MARK != 0 {
-            record.functions.push(FrameFunction {
-                frame: record.native.len() - 1,
-                shared: words.next()?,
-                stamp: words.next()?,
-            });
-        }
-    }
-    (record.native.len() == user).then_some((header.key, record))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn record(kernel_frames: u32, python_words: u32, user_frames: u32, words: &[u64]) -> Vec<u8> {
-        let script_words = words.len() as u32 - (kernel_frames + python_words + user_frames);
-        record_of(
-            [kernel_frames, user_frames, python_words, script_words],
-            words,
-        )
-    }
-
-    /// With the header's counts, in its order.
-    fn record_of(counts: [u32; 4], words: &[u64]) -> Vec<u8> {
-        let mut bytes = vec![0; size_of::<SampleKey>()];
-        for count in counts {
-            bytes.extend(count.to_ne_bytes());
-        }
-        bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-        bytes
-    }
-
-    #[test]
-    fn a_record_decodes_into_its_parts() {
-        let (_, record) = decode(&record(1, 2, 1, &[10, 20, 30, 40])).unwrap();
-        let expected = Record {
-            kernel: vec![10],
-            python: vec![20, 30],
-            native: vec![40],
-            functions: Vec::new(),
-        };
-        assert_eq!(record, expected);
-    }
-
-    #[test]
-    fn functions_stand_behind_their_frames() {
-        let words = [10, 40, 41 | SCRIPT_MARK, 1, 2, 42, 43 | SCRIPT_MARK, 3, 4];
-        let (_, record) = decode(&record(1, 0, 4, &words)).unwrap();
-        assert_eq!(record.native, [40, 41, 42, 43]);
-        let function = |frame, shared, stamp| FrameFunction {
-            frame,
-            shared,
-            stamp,
-        };
-        assert_eq!(record.functions, [function(1, 1, 2), function(3, 3, 4)]);
-    }
-
-    #[test]
-    fn a_record_of_another_length_is_refused() {
-        assert!(decode(&record_of([1, 1, 0, 0], &[10, 20, 30])).is_none());
-        assert!(decode(&record_of([2, 2, 0, 0], &[10, 20, 30])).is_none());
-        assert!(decode(&record_of([1, 1, 2, 0], &[10, 20, 30])).is_none());
-        assert!(decode(&record_of([128, 0, 0, 0], &[0; 128])).is_none());
-        // More words of functions than frames that have one, and fewer.
-        assert!(decode(&record_of([0, 1, 0, 2], &[10, 20, 30])).is_none());
-        assert!(decode(&record_of([0, 2, 0, 0], &[10, 20 | SCRIPT_MARK])).is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = decode(&bytes);
-        }
-
-        #[test]
-        fn a_random_phase_is_below_its_limit(limit_ns in 1..1_000_000_000_u64) {
-            let limit = Duration::from_nanos(limit_ns);
-            prop_assert!(random_below(limit) <= limit);
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! them, each at its own rate.
 
 mod error;
+mod interpreted;
 mod known;
 mod labels;
 pub mod python;
@@ -125,7 +126,8 @@ impl Interpreters {
     /// What runs the functions of a process, in words; `None` where nothing is known.
     #[must_use]
     pub fn describe(&self, pid: u32) -> Option<String> {
-        self.python.describe(pid).or_else(|| self.v8.describe(pid))
+        let python = self.python.get(pid).map(|known| known.describe());
+        python.or_else(|| Some(self.v8.get(pid)?.describe()))
     }
 }
 
@@ -317,9 +319,11 @@ fn finish(
         duration,
         period_ns,
         lost_samples,
+        dropped_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
     if let Some(samples) = samples {
+        samples.dropped.inc_by(dropped_samples);
         samples.malformed_lines.inc_by(resolved.malformed_lines);
     }
     Ok(Profile {
@@ -330,7 +334,7 @@ fn finish(
         mappings: resolved.mappings,
         frames: resolved.frames,
         samples: resolved.samples,
-        lost_samples,
+        lost_samples: lost_samples + dropped_samples,
     })
 }
 

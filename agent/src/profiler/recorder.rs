@@ -84,13 +84,14 @@ impl Recorder {
         }
         self.began = (now, instant);
         let store = std::mem::replace(&mut self.store, Store::new(MAX_STACKS));
-        let lost_samples = lost.saturating_sub(self.lost_before) + store.dropped();
+        let dropped_of_window = store.dropped();
+        let lost_samples = lost.saturating_sub(self.lost_before) + dropped_of_window;
         self.lost_before = lost;
         let dropped_before = self.history.dropped_samples();
         self.history
             .push(began, now, store.into_counted(), lost_samples);
         let dropped = self.history.dropped_samples() - dropped_before;
-        self.settings.dropped.inc_by(dropped);
+        self.settings.dropped.inc_by(dropped + dropped_of_window);
     }
 
     /// The sum of the windows of a range of time; `None` where there is none. `other` takes note of work

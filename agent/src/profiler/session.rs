@@ -32,8 +32,10 @@ pub(super) struct Collected {
     pub(super) kind: Kind,
     /// What one count stands for, nanoseconds.
     pub(super) period_ns: u64,
-    /// Samples that were taken and then lost.
+    /// Samples that were taken and then lost before they came here.
     pub(super) lost_samples: u64,
+    /// Samples of stacks beyond those that one profile can have.
+    pub(super) dropped_samples: u64,
 }
 
 /// A profile that is being taken.
@@ -112,7 +114,8 @@ impl Session {
 
     /// Hands over what was collected until `now`.
     pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
-        let lost_samples = lost_now.saturating_sub(self.lost_before) + self.store.dropped();
+        let lost_samples = lost_now.saturating_sub(self.lost_before);
+        let dropped_samples = self.store.dropped();
         let (started, begin) = self.started;
         let counted = self.store.into_counted();
         let refusal = self.other.refusal(&self.selector.work);
@@ -125,6 +128,7 @@ impl Session {
                 kind: Kind::Cpu,
                 period_ns: period_ns(self.hz),
                 lost_samples,
+                dropped_samples,
             }),
         };
         // Whoever asked may have gone away.

@@ -77,7 +77,8 @@ impl WaitSession {
                 started,
                 duration,
                 period_ns: PERIOD_NS,
-                lost_samples: skipped + unknown + store.dropped(),
+                lost_samples: skipped + unknown,
+                dropped_samples: store.dropped(),
                 request: known.request(store.into_counted()),
             })
         });

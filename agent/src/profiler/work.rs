@@ -261,6 +261,7 @@ impl Worker {
             kind: Kind::Cpu,
             period_ns: period_ns(recorder.hz()),
             lost_samples: span.lost_samples,
+            dropped_samples: 0,
         })
     }
 

@@ -176,6 +176,8 @@ pub struct ProfileSamples {
     counters: IntCounterVec,
     /// Lines of perf maps that could not be understood: `telltale_losses_total`.
     pub malformed_lines: IntCounter,
+    /// Samples of more stacks than a profile can have: `telltale_losses_total`.
+    pub dropped: IntCounter,
 }
 
 impl ProfileSamples {
@@ -191,6 +193,7 @@ impl ProfileSamples {
         Ok(Self {
             counters,
             malformed_lines: losses.counter("symbolize", "perf_map_line"),
+            dropped: losses.counter("profiler", "profile_full"),
         })
     }
 

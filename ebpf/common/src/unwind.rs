@@ -220,6 +220,10 @@ pub enum StackEnd {
     Depth = 7,
 }
 
+/// No user address is at or above this: 56 bits with five levels of page tables, 47 with four
+/// (Documentation/arch/x86/x86_64/mm.rst).
+pub const USER_END: u64 = 1 << 56;
+
 impl StackEnd {
     /// Where the end stands in the flags.
     pub const SHIFT: u32 = 8;

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 
 /// The decoder's own module, which `protocol` keeps to itself.
-#[allow(dead_code, reason = "the agent uses more of it than this does")]
+#[expect(dead_code, reason = "the agent uses more of it than this does")]
 #[path = "../../src/http1/chunked.rs"]
 mod chunked;
 

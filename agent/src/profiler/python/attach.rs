@@ -9,7 +9,7 @@ use profile::python::{
     DEBUG_OFFSETS_BYTES, Layout, LayoutError, Memory as _, PythonFile, Unfit, check,
 };
 
-use super::ProcessMemory;
+use super::super::interpreted::ProcessMemory;
 
 /// Why the frames of a process that runs CPython are not read.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -10,7 +10,8 @@ use ebpf_common::sample::{SampleKey, stack_flags};
 use profile::python::{Code, Layout, PYTHON_FRAME, merge, read_code};
 use profile::{StackEnd, SymbolizedFrame};
 
-use super::{ProcessMemory, PythonProcesses};
+use super::super::interpreted::ProcessMemory;
+use super::PythonProcesses;
 use crate::probes::sampler::{Translated, UserStack};
 use crate::symbolize::ImageKey;
 

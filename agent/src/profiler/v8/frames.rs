@@ -8,7 +8,7 @@ use ebpf_common::sample::SampleKey;
 use profile::SymbolizedFrame;
 use profile::v8::{SCRIPT_FRAME, read_function};
 
-use super::super::python::ProcessMemory;
+use super::super::interpreted::ProcessMemory;
 use super::V8Processes;
 use crate::probes::sampler::{Translated, UserStack};
 use crate::symbolize::ImageKey;
