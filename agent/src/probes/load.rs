@@ -2,6 +2,7 @@
 
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, MISSING, Offsets};
+use ebpf_common::unwind::KNOWN_RULES;
 
 use super::allocation::{allocate_on_demand, is_safe_on_demand};
 use super::attach;
@@ -261,7 +262,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             },
         )
         .map_max_entries("CLUSTERS", clusters)
-        .map_max_entries("SCRATCH", scratches * cpus);
+        .map_max_entries("SCRATCH", scratches * cpus)
+        .map_max_entries("UNWIND_KNOWN", KNOWN_RULES as u32 * cpus);
     if arrivals.is_none() {
         loader.map_max_entries("FIRST_ARRIVALS", 1);
     }
