@@ -29,7 +29,7 @@ pub struct Ring {
 
 /// A ring that is read now and then. In between, no records are mapped, and then those alone that wait:
 /// a ring's pages count as the process's memory as soon as they are, and to map all of 2 MiB ten times a
-/// second took a third of what continuous profiling takes.
+/// second took a third of the profiler's thread in continuous profiling.
 pub struct SeldomRing {
     map: MapData,
     reader: Reader,
