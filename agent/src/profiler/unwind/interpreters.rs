@@ -196,6 +196,8 @@ impl Worker {
             mappings: known.range.end - known.range.start,
             python: element,
             v8: self.scripts.element(pid, known.image),
+            version: known.version,
+            padding: 0,
         };
         let written = self
             .maps
