@@ -53,6 +53,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("go", "golang-go", UNWIND),
     program("go", "golang-go", PYTHON_PROFILE),
     program("unshare", "util-linux", PYTHON_PROFILE),
+    program("go", "golang-go", PROFILE_LABELS),
+    program("javac", "default-jdk-headless", PROFILE_LABELS),
     program("go", "golang-go", JIT_PROFILE),
     program("node", "nodejs", JIT_PROFILE),
     program("javac", "default-jdk-headless", JIT_PROFILE),
@@ -93,6 +95,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "waiting",
     "elasticsearch",
     "elasticsearch_services",
+    "profile_labels",
 ];
 const PYTHON: &[&str] = &[
     "workloads",
@@ -138,6 +141,7 @@ const PROFILE: &[&str] = &[
 ];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
+const PROFILE_LABELS: &[&str] = &["profile_labels"];
 const JIT_PROFILE: &[&str] = &["jit_profile"];
 
 const fn program(
