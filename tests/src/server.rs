@@ -251,7 +251,7 @@ impl Server {
     }
 
     /// nginx that has a cluster's API behind `/es`, and passes it on without; answers trickle from there
-    /// at a megabyte a second.
+    /// at half a megabyte a second.
     ///
     /// # Errors
     /// When it does not come up.
@@ -272,7 +272,7 @@ impl Server {
         let limit = if path.is_empty() {
             ""
         } else {
-            "limit_rate 1m; "
+            "limit_rate 512k; "
         };
         let (upstream, proxy) = if upstream.is_empty() {
             (String::new(), String::new())

@@ -177,3 +177,17 @@ fn health_and_targets_tell_of_the_services() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn as_many_files_may_be_open_as_the_system_allows() -> Result<()> {
+    let agent = Agent::command()?
+        .through(&["prlimit", "--nofile=700:4096"])
+        .start()?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", agent.pid()))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let line = line.context("no limit of open files")?;
+    ensure!(line.split_whitespace().nth(3) == Some("4096"), "{line}");
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! What continuous profiling keeps: counted stacks in a ring of time windows.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +14,8 @@ pub struct History {
     windows: VecDeque<Window>,
     threads: HashSet<Arc<Thread>>,
     stacks: HashSet<Arc<StackTrace>>,
+    /// Threads of each process image (pid and image).
+    images: HashMap<(u32, u64), usize>,
     retention: Duration,
     max_bytes: usize,
     bytes: usize,
@@ -58,6 +60,7 @@ impl History {
             windows: VecDeque::new(),
             threads: HashSet::new(),
             stacks: HashSet::new(),
+            images: HashMap::new(),
             retention,
             max_bytes,
             bytes: 0,
@@ -76,7 +79,7 @@ impl History {
         let counts: Box<[Entry]> = counted
             .into_iter()
             .map(|counted| Entry {
-                thread: intern(&mut self.threads, counted.thread, &mut self.bytes),
+                thread: self.intern_thread(counted.thread),
                 stack: intern(&mut self.stacks, counted.stack, &mut self.bytes),
                 count: counted.count,
             })
@@ -163,6 +166,19 @@ impl History {
         self.bytes
     }
 
+    fn intern_thread(&mut self, thread: Thread) -> Arc<Thread> {
+        let (threads, image) = (self.threads.len(), (thread.pid, thread.image));
+        let thread = intern(&mut self.threads, thread, &mut self.bytes);
+        if self.threads.len() > threads {
+            let threads = self.images.entry(image).or_default();
+            if *threads == 0 {
+                self.bytes += PROCESS_BYTES;
+            }
+            *threads += 1;
+        }
+        thread
+    }
+
     fn forget(&mut self, now: SystemTime) {
         let mut forgotten = false;
         while let Some(oldest) = self.windows.front() {
@@ -187,8 +203,19 @@ impl History {
 
     /// Lets go of threads and stacks that no window refers to any more.
     fn release(&mut self) {
-        let bytes = &mut self.bytes;
-        self.threads.retain(|thread| keep(thread, bytes));
+        let (bytes, images) = (&mut self.bytes, &mut self.images);
+        self.threads.retain(|thread| {
+            let kept = keep(thread, bytes);
+            let image = (thread.pid, thread.image);
+            if !kept && let hash_map::Entry::Occupied(mut threads) = images.entry(image) {
+                *threads.get_mut() -= 1;
+                if *threads.get() == 0 {
+                    threads.remove();
+                    *bytes -= PROCESS_BYTES;
+                }
+            }
+            kept
+        });
         self.stacks.retain(|stack| keep(stack, bytes));
     }
 }
@@ -213,6 +240,10 @@ trait Kept {
 }
 
 const SET_AND_COUNTERS_BYTES: usize = 48;
+
+/// What is kept elsewhere of a process that is sampled, so that its stacks can be resolved: its name,
+/// its cgroups, and what it had mapped, as far as that was sampled.
+const PROCESS_BYTES: usize = 2048;
 
 impl Kept for Thread {
     fn bytes(&self) -> usize {
@@ -265,7 +296,8 @@ mod tests {
     fn counted(tid: u32, addresses: &[u64], count: u64) -> Counted {
         Counted {
             thread: Thread {
-                pid: 1,
+                // Two threads a process.
+                pid: tid / 2,
                 tid,
                 image: 7,
                 name: "t".into(),
@@ -358,7 +390,7 @@ mod tests {
 
         #[test]
         fn the_bytes_are_those_of_what_is_kept(
-            windows in prop::collection::vec((0..3_u32, 0..40_u64), 0..60),
+            windows in prop::collection::vec((0..6_u32, 0..40_u64), 0..60),
             max_bytes in 0..20_000_usize,
         ) {
             let mut history = History::new(Duration::from_secs(200), max_bytes);
@@ -368,7 +400,9 @@ mod tests {
                 let windows: usize = history.windows.iter().map(Window::bytes).sum();
                 let threads: usize = history.threads.iter().map(|thread| thread.bytes()).sum();
                 let stacks: usize = history.stacks.iter().map(|stack| stack.bytes()).sum();
-                prop_assert_eq!(history.bytes(), windows + threads + stacks);
+                let pids: HashSet<_> = history.threads.iter().map(|thread| thread.pid).collect();
+                let processes = pids.len() * PROCESS_BYTES;
+                prop_assert_eq!(history.bytes(), windows + threads + stacks + processes);
                 prop_assert!(history.bytes() <= max_bytes);
             }
         }
