@@ -118,6 +118,22 @@ impl Server {
         })
     }
 
+    /// gunicorn with the application of `search_requests_app.py`, which asks a cluster; one worker process,
+    /// of one thread or several.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn gunicorn_search_requests(cluster: SocketAddr, threads: u32) -> Result<Self> {
+        Self::start("gunicorn-search", |place| {
+            let mut command = Command::new(prerequisite::python("gunicorn")?);
+            command.args(["search_requests_app:wsgi", "--no-control-socket"]);
+            command.args(["--bind", &format!("127.0.0.1:{}", place.port)]);
+            command.args(["--workers", "1", "--threads", &threads.to_string()]);
+            command.env("SEARCH_URL", format!("http://{cluster}"));
+            Ok(command)
+        })
+    }
+
     /// uvicorn with the application of `requests_app.py`.
     ///
     /// # Errors

@@ -114,6 +114,7 @@ const PYTHON: &[&str] = &[
     "deploy",
     "profile_push",
     "profile_requests",
+    "profile_search",
     "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
@@ -124,12 +125,14 @@ const SEARCH: &[&str] = &[
     "elasticsearch",
     "elasticsearch_answers",
     "elasticsearch_services",
+    "profile_search",
 ];
 const SEARCH_ANY: &[&str] = &[
     "elasticsearch",
     "elasticsearch_answers",
     "elasticsearch_services",
     "elasticsearch_versions",
+    "profile_search",
 ];
 const LOSSES: &[&str] = &["losses"];
 const PROFILE: &[&str] = &[
@@ -137,6 +140,7 @@ const PROFILE: &[&str] = &[
     "profile_serving",
     "profile_push",
     "profile_requests",
+    "profile_search",
     "off_cpu",
 ];
 const UNWIND: &[&str] = &["unwind"];
