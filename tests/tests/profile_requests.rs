@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, agent, calls, get, traces};
+use e2e::requests::{Counts, Load, ROUTES, Route, agent, calls, get, traces};
 use e2e::traces::Traces;
-use e2e::{Agent, Server, eventually};
+use e2e::{Agent, Client, Request, Server, eventually};
 
 /// How long requests come before what is kept is asked for.
 const LOADED: Duration = Duration::from_secs(4);
@@ -77,6 +77,56 @@ fn an_event_loop_is_labelled_where_one_request_was_alone() -> Result<()> {
     // Read by the loop, served by other threads.
     let pool = profile(3, &["/threads/a", "/threads/b"])?;
     ensure!(pool.none > 200 && pool.right == 0, "{pool:?}");
+    Ok(())
+}
+
+/// As long as a request waits in `requests_app.py`.
+const WAIT_NS: u64 = 5_000_000;
+
+#[test]
+fn waits_are_labelled_too() -> Result<()> {
+    const ROUTES: [Route; 2] = [("/waits/a/{id}", "wait_a"), ("/waits/b/{id}", "wait_b")];
+    const REQUESTS: u64 = 80;
+    let agent = agent()?;
+    for threads in [1, 3] {
+        let server = Server::gunicorn_requests(threads)?;
+        let pid = worker(&server)?;
+        let profile = |query: &str| {
+            let query = format!("pid={pid}&seconds=2&type=off_cpu{query}");
+            let profile = || traces(&agent, &query);
+            std::thread::scope(|scope| {
+                let profile = scope.spawn(profile);
+                std::thread::sleep(Duration::from_millis(500));
+                for number in 0..REQUESTS {
+                    let path = ["a", "b"][number as usize % 2];
+                    let request = Request::new("GET", format!("/waits/{path}/{number}"))
+                        .header("Connection: close");
+                    let response = Client::once(server.address, &request)?;
+                    ensure!(response.status == 200, "{}", response.text());
+                }
+                profile.join().expect("no panic")
+            })
+        };
+        let counts = Counts::of(&profile("")?, &ROUTES);
+        ensure!(counts.wrong == 0 && counts.none == 0, "{counts:?}");
+        let least = REQUESTS * WAIT_NS;
+        ensure!(
+            counts.right >= least && counts.right < 2 * least,
+            "{counts:?}"
+        );
+        if threads == 1 {
+            continue;
+        }
+        let of_route = profile("&route=/waits/a/{id}")?;
+        let counts = Counts::of(&of_route, &ROUTES[..1]);
+        ensure!(
+            counts.right >= least / 2 && counts.right < least,
+            "{counts:?}"
+        );
+        // What a worker waits for before a request comes is none's.
+        ensure!(of_route.count(|trace| trace.route != ROUTES[0].0) == 0.0);
+        ensure!(of_route.count(|trace| calls(trace, "wait_b")) == 0.0);
+    }
     Ok(())
 }
 
