@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod network;
 pub mod otlp;
 pub mod prerequisite;
+pub mod requests;
 pub mod script;
 pub mod server;
 pub mod split;

@@ -23,7 +23,9 @@ pub struct Trace {
     pub route: String,
     /// The label `http_method`, likewise.
     pub method: String,
-    /// Samples.
+    /// The label `db_operation`, likewise.
+    pub operation: String,
+    /// Samples, or nanoseconds of waiting.
     pub count: u64,
 }
 
@@ -69,13 +71,26 @@ impl Traces {
     /// # Errors
     /// When there are none.
     pub fn read(file: &Path) -> Result<Self> {
+        Self::read_as(file, "samples")
+    }
+
+    /// The waits of an off-CPU profile, likewise.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn read_waits(file: &Path) -> Result<Self> {
+        Self::read_as(file, "off_cpu")
+    }
+
+    fn read_as(file: &Path, sample_type: &str) -> Result<Self> {
         let output = Command::new(prerequisite::on_path("go")?)
             .args([
                 "tool",
                 "pprof",
                 "-traces",
                 "-lines",
-                "-sample_index=samples",
+                "-unit=ns",
+                &format!("-sample_index={sample_type}"),
             ])
             .arg(file)
             .output()?;
@@ -116,6 +131,7 @@ impl Trace {
             unwind: String::new(),
             route: String::new(),
             method: String::new(),
+            operation: String::new(),
             count: 0,
         };
         for line in block.lines().skip(1) {
@@ -124,15 +140,17 @@ impl Trace {
                 Some(("unwind", _)) => Some(&mut trace.unwind),
                 Some(("http_route", _)) => Some(&mut trace.route),
                 Some(("http_method", _)) => Some(&mut trace.method),
+                Some(("db_operation", _)) => Some(&mut trace.operation),
                 _ => None,
             };
             if let (Some(label), Some((_, value))) = (label, words.split_once(':')) {
                 value.trim().clone_into(label);
                 continue;
             }
+            let count_of = |word: &str| word.trim_end_matches("ns").parse::<u64>().ok();
             match words.split_once(char::is_whitespace) {
-                Some((count, function)) if count.parse::<u64>().is_ok() => {
-                    trace.count = count.parse()?;
+                Some((word, function)) if let Some(count) = count_of(word) => {
+                    trace.count = count;
                     trace.push(function);
                 }
                 // Labels come before the first function.
