@@ -109,7 +109,7 @@ impl fmt::Display for ProfileRequest {
             }
             ProfileTime::Past { from, to } => {
                 let (from, to) = (clock_time(from), clock_time(to));
-                write!(formatter, "CPU of {selector}, {from} to {to}")
+                write!(formatter, "CPU of {selector}, {from} to {to} UTC")
             }
         }
     }
@@ -343,5 +343,5 @@ fn clock_time(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     let seconds = since.unwrap_or_default().as_secs();
     let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
-    format!("{hours:02}:{minutes:02}:{:02} UTC", seconds % 60)
+    format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
 }
