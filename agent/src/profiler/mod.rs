@@ -229,17 +229,8 @@ impl Profiler {
     /// Checks what can be checked before anything is attached. Who was profiled in the past may be
     /// gone by now.
     fn validate(&self, request: &ProfileRequest) -> Result<(), ProfileError> {
-        request.selector.work.validate()?;
+        request.selector.validate()?;
         let target = &request.selector.target;
-        match target {
-            Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {
-                return Err(ProfileError::ContainerId(id.clone()));
-            }
-            Target::Cgroup(path) if !path.starts_with('/') => {
-                return Err(ProfileError::CgroupPath(path.clone()));
-            }
-            _ => {}
-        }
         let duration = match request.time {
             ProfileTime::Next { hz, .. } if !(1..=MAX_HZ).contains(&hz) => {
                 return Err(ProfileError::Hz(hz));
