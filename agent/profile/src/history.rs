@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::stack::{StackTrace, Thread};
+use crate::packed::PackedStack;
+use crate::stack::Thread;
 use crate::store::Counted;
 
 /// The last windows, bounded by age and by memory. Equal stacks and threads of all windows are
@@ -13,7 +14,7 @@ use crate::store::Counted;
 pub struct History {
     windows: VecDeque<Window>,
     threads: HashSet<Arc<Thread>>,
-    stacks: HashSet<Arc<StackTrace>>,
+    stacks: HashSet<Arc<PackedStack>>,
     /// Threads of each process image (pid and image).
     images: HashMap<(u32, u64), usize>,
     retention: Duration,
@@ -35,7 +36,7 @@ struct Window {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     thread: Arc<Thread>,
-    stack: Arc<StackTrace>,
+    stack: Arc<PackedStack>,
     count: u64,
 }
 
@@ -80,7 +81,11 @@ impl History {
             .into_iter()
             .map(|counted| Entry {
                 thread: self.intern_thread(counted.thread),
-                stack: intern(&mut self.stacks, counted.stack, &mut self.bytes),
+                stack: intern(
+                    &mut self.stacks,
+                    PackedStack::new(&counted.stack),
+                    &mut self.bytes,
+                ),
                 count: counted.count,
             })
             .collect();
@@ -107,7 +112,8 @@ impl History {
     ) -> Option<Span> {
         let mut span: Option<Span> = None;
         let mut wants: HashMap<*const Thread, bool> = HashMap::new();
-        let mut counts: HashMap<(*const Thread, *const StackTrace), (&Entry, u64)> = HashMap::new();
+        let mut counts: HashMap<(*const Thread, *const PackedStack), (&Entry, u64)> =
+            HashMap::new();
         for window in &self.windows {
             let middle = window.began + window.duration() / 2;
             if middle < from || middle >= to {
@@ -135,7 +141,7 @@ impl History {
             .into_values()
             .map(|(entry, count)| Counted {
                 thread: Thread::clone(&entry.thread),
-                stack: StackTrace::clone(&entry.stack),
+                stack: entry.stack.unpack(),
                 count,
             })
             .collect();
@@ -251,10 +257,9 @@ impl Kept for Thread {
     }
 }
 
-impl Kept for StackTrace {
+impl Kept for PackedStack {
     fn bytes(&self) -> usize {
-        let addresses = self.kernel.len() + self.user.len();
-        SET_AND_COUNTERS_BYTES + size_of::<Self>() + addresses * size_of::<u64>()
+        SET_AND_COUNTERS_BYTES + size_of::<Self>() + self.len_bytes()
     }
 }
 
@@ -287,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stack::Work;
+    use crate::stack::{StackTrace, Work};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
