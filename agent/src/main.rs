@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 
 use telltale::cli::{self, Command, Invocation};
@@ -79,9 +80,24 @@ fn one_line(error: &anyhow::Error) -> String {
 /// Two threads: workers and the profiler have their own.
 fn runtime() -> std::io::Result<Runtime> {
     bound_heaps();
+    raise_open_files();
     Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("telltale")
         .enable_all()
         .build()
+}
+
+/// As many open files as the system allows: the agent keeps one of each executable that it sampled,
+/// and one of each chunk of unwind rows, which on a busy host are more than the 1,024 that shells and
+/// systemd begin with.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
 }

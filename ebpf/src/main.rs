@@ -9,6 +9,7 @@ mod delivery;
 mod detect;
 mod fentry;
 mod kernel;
+mod known;
 mod log;
 mod maps;
 mod messages;

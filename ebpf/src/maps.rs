@@ -30,8 +30,8 @@ unsafe impl<T> Sync for Foreign<T> {}
 #[btf_map]
 static LOSSES: PerCpuArray<u64, { LossReason::COUNT as usize }> = PerCpuArray::new();
 
-/// Connections by the address of their `struct sock`. Preallocated, as kernels before 6.1 demand of
-/// tracing programs; the agent sets the capacity before load.
+/// Connections by the address of their `struct sock`. The agent sets the capacity before load, and has
+/// kernels that can (6.1) take memory for them as they come, as for all hash maps that programs fill.
 #[btf_map]
 pub static CONNECTIONS: HashMap<u64, ConnectionState, 1> = HashMap::new();
 

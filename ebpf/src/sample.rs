@@ -53,7 +53,7 @@ pub struct StackScratch {
 }
 
 /// Samples by key. Two epochs of half a second are in it at a time: room for 32 CPUs at 997 Hz
-/// when no two stacks are alike. Allocated beforehand, as perf_event programs need before 6.1.
+/// when no two stacks are alike.
 #[btf_map]
 static SAMPLE_COUNTS: HashMap<SampleKey, u64, 16384> = HashMap::new();
 

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user},
+    helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel, bpf_probe_read_user},
     macros::btf_map,
 };
 use ebpf_common::{
@@ -21,7 +21,7 @@ use ebpf_common::{
     v8::{SCRIPT_MARK, SCRIPT_WORDS, SHARED_WORDS},
 };
 
-use crate::{python::PythonWalk, v8};
+use crate::{known::KnownRule, python::PythonWalk, v8};
 
 /// Rows of every file: blocks in chunks, which are made when they are needed.
 #[btf_map]
@@ -100,7 +100,9 @@ pub struct Walk {
     pub flags: u32,
     /// 1: `frame.pc` is an interrupted instruction. 0: it is a return address.
     is_interrupted: u32,
+    cpu: u32,
     registers: [u64; PT_REGS_WORDS],
+    stack: StackWindow,
     window: [u64; SHARED_WORDS],
 }
 
@@ -115,6 +117,7 @@ impl Walk {
         self.script_words = 0;
         self.is_interrupted = 0;
         self.end = StackEnd::NoUserStack as u32;
+        self.stack.start = StackWindow::NOWHERE;
         // SAFETY: the helper checks the address, and fills with zeroes where it cannot read.
         unsafe {
             bpf_probe_read_kernel(
@@ -134,6 +137,8 @@ impl Walk {
             fp: self.registers[RBP],
         };
         self.is_interrupted = 1;
+        // SAFETY: no arguments.
+        self.cpu = unsafe { bpf_get_smp_processor_id() };
         self.mapping = UnwindMapping {
             start: 0,
             end: 0,
@@ -213,19 +218,16 @@ impl Walk {
         self.user_frames += 1;
 
         let is_known = self.process.mappings != 0;
-        let is_code = is_known && self.find_mapping(lookup);
+        let found = if is_known { self.rule_of(lookup) } else { None };
         let machine = Process {
             registers: &raw const self.registers,
+            stack: &raw mut self.stack,
             is_leaf,
         };
-        if is_known && !is_code && !is_leaf {
+        if is_known && found.is_none() && !is_leaf {
             return self.end(StackEnd::NoCode);
         }
-        let rule = if is_code {
-            self.find_rule(lookup)
-        } else {
-            NOTHING
-        };
+        let rule = found.unwrap_or(NOTHING);
         self.is_interrupted = u32::from(rule.cfa_kind() == cfa_kind::SIGNAL);
         let next = if rule.cfa_kind() != cfa_kind::NONE {
             caller(rule, frame, &machine)
@@ -276,6 +278,20 @@ impl Walk {
     fn end(&mut self, end: StackEnd) -> bool {
         self.end = end as u32;
         false
+    }
+
+    /// The rule for an address; `None` where that lies in no range of the process.
+    #[inline(always)]
+    fn rule_of(&mut self, address: u64) -> Option<UnwindRule> {
+        let version = self.process.version;
+        let known = KnownRule::of(self.cpu, version, address)?;
+        if !known.is_of(version, address) {
+            if !self.find_mapping(address) {
+                return None;
+            }
+            known.set(version, address, self.find_rule(address));
+        }
+        Some(known.rule)
     }
 
     /// Makes `mapping` the one that `address` lies in.
@@ -350,21 +366,83 @@ fn if_reached(half: u32, start: u64, position: u64) -> u32 {
     half & !(is_beyond as u32)
 }
 
+/// Words of a [`StackWindow`].
+const STACK_WORDS: usize = 32;
+
+/// Of those, how many below the pair that is read: where registers are saved.
+const WORDS_BELOW: usize = 6;
+
+/// A piece of the user stack: most frames are small, so that one read serves several.
+#[repr(C)]
+struct StackWindow {
+    /// Address of the first word.
+    start: u64,
+    words: [u64; STACK_WORDS],
+}
+
+impl StackWindow {
+    /// As an address, of a window that holds nothing.
+    const NOWHERE: u64 = 1 << 63;
+
+    /// Index of the word at `address` where it and `more` behind it are there.
+    #[inline(always)]
+    fn index(&self, address: u64, more: usize) -> Option<usize> {
+        let offset = address.wrapping_sub(self.start);
+        (offset <= ((STACK_WORDS - 1 - more) * 8) as u64 && offset & 7 == 0)
+            .then_some(offset as usize / 8)
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        self.words[index & (STACK_WORDS - 1)]
+    }
+
+    /// Reads anew, around `address`; false where that cannot be read.
+    #[inline(always)]
+    fn fill(&mut self, address: u64) -> bool {
+        let start = address.wrapping_sub(WORDS_BELOW as u64 * 8);
+        // SAFETY: the helper checks the address, and writes all words, zeroes where it cannot read.
+        let result = unsafe {
+            bpf_probe_read_user(
+                (&raw mut self.words).cast(),
+                size_of::<[u64; STACK_WORDS]>() as u32,
+                start as *const _,
+            )
+        };
+        self.start = if result == 0 { start } else { Self::NOWHERE };
+        result == 0
+    }
+}
+
 /// The interrupted process.
 struct Process {
     registers: *const [u64; PT_REGS_WORDS],
+    stack: *mut StackWindow,
     is_leaf: bool,
 }
 
 impl Machine for Process {
     #[inline(always)]
     fn word(&self, address: u64) -> Option<u64> {
-        self.read(address)
+        // SAFETY: this CPU's scratch.
+        let stack = unsafe { &*self.stack };
+        match stack.index(address, 0) {
+            Some(index) => Some(stack.word(index)),
+            None => self.read(address),
+        }
     }
 
     #[inline(always)]
     fn pair(&self, address: u64) -> Option<[u64; 2]> {
-        self.read(address)
+        // SAFETY: this CPU's scratch.
+        let stack = unsafe { &mut *self.stack };
+        let index = match stack.index(address, 1) {
+            Some(index) => index,
+            None if stack.fill(address) => WORDS_BELOW,
+            // At the stack's last page.
+            None => return self.read(address),
+        };
+        Some([stack.word(index), stack.word(index + 1)])
     }
 
     #[inline(always)]

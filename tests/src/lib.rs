@@ -39,6 +39,7 @@ pub mod network;
 pub mod otlp;
 pub mod prerequisite;
 pub mod programs;
+pub mod requests;
 pub mod script;
 pub mod server;
 pub mod split;

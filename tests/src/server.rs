@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::child::{Child, free_port};
@@ -48,7 +48,8 @@ pub struct HandlerLine {
 }
 
 /// What nginx does beside its static files (`/files/`, in `folder()/files`) and its returns
-/// (`/return` 200, `/empty` 204, `/teapot` 418, `/broken` 500, `/moved` 301).
+/// (`/return` 200, `/empty` 204, `/teapot` 418, `/broken` 500, `/moved` 301), and what costs it time:
+/// `/a/{id}` compresses the file `large`, `/b/{id}` matches an expression for long.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NginxOptions<'a> {
     /// Passes every other path on to this upstream: `127.0.0.1:8000`, `unix:/path`.
@@ -117,6 +118,22 @@ impl Server {
         })
     }
 
+    /// gunicorn with the application of `search_requests_app.py`, which asks a cluster; one worker process,
+    /// of one thread or several.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn gunicorn_search_requests(cluster: SocketAddr, threads: u32) -> Result<Self> {
+        Self::start("gunicorn-search", |place| {
+            let mut command = Command::new(prerequisite::python("gunicorn")?);
+            command.args(["search_requests_app:wsgi", "--no-control-socket"]);
+            command.args(["--bind", &format!("127.0.0.1:{}", place.port)]);
+            command.args(["--workers", "1", "--threads", &threads.to_string()]);
+            command.env("SEARCH_URL", format!("http://{cluster}"));
+            Ok(command)
+        })
+    }
+
     /// uvicorn with the application of `requests_app.py`.
     ///
     /// # Errors
@@ -136,6 +153,58 @@ impl Server {
             let mut command = Command::new(prerequisite::on_path("node")?);
             command.arg(prerequisite::workload("express_app.js"));
             command.env("NODE_PATH", prerequisite::node_modules("express")?);
+            Ok(command)
+        })
+    }
+
+    /// Node with the Express application of `requests_app.js`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn express_requests() -> Result<Self> {
+        Self::start("express-requests", |_| {
+            let mut command = Command::new(prerequisite::on_path("node")?);
+            command.arg(prerequisite::workload("requests_app.js"));
+            command.env("NODE_PATH", prerequisite::node_modules("express")?);
+            Ok(command)
+        })
+    }
+
+    /// The JDK's HTTP server with the handlers of `RequestsApp.java`, on so many threads.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn java_requests(threads: u32) -> Result<Self> {
+        Self::start("java-requests", |place| {
+            let mut command = Command::new(prerequisite::on_path("java")?);
+            // Code that is compiled once and stays where a list says that it is.
+            command.args(["-XX:+PreserveFramePointer", "-XX:TieredStopAtLevel=1"]);
+            command.arg("-XX:CompileCommand=quiet");
+            command.arg("-XX:CompileCommand=dontinline,RequestsApp::spend*");
+            // Else each answer waits for an acknowledgement that the client delays.
+            command.arg("-Dsun.net.httpserver.nodelay=true");
+            command.arg(prerequisite::workload("RequestsApp.java"));
+            command.args([place.port.to_string(), threads.to_string()]);
+            Ok(command)
+        })
+    }
+
+    /// Go's `net/http` with the handlers of `requests_app.go`.
+    ///
+    /// # Errors
+    /// When it can't be built, or does not come up.
+    pub fn go_requests() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let program = folder.path().join("requests_app");
+        let status = Command::new(prerequisite::on_path("go")?)
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(prerequisite::workload("requests_app.go"))
+            .status()?;
+        ensure!(status.success(), "go build: {status}");
+        Self::start("go-requests", |place| {
+            let mut command = Command::new(&program);
+            command.arg(place.port.to_string());
             Ok(command)
         })
     }
@@ -198,7 +267,7 @@ impl Server {
     }
 
     /// nginx that has a cluster's API behind `/es`, and passes it on without; answers trickle from there
-    /// at a megabyte a second.
+    /// at half a megabyte a second.
     ///
     /// # Errors
     /// When it does not come up.
@@ -219,7 +288,7 @@ impl Server {
         let limit = if path.is_empty() {
             ""
         } else {
-            "limit_rate 1m; "
+            "limit_rate 512k; "
         };
         let (upstream, proxy) = if upstream.is_empty() {
             (String::new(), String::new())

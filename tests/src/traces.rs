@@ -25,7 +25,9 @@ pub struct Trace {
     pub route: String,
     /// The label `http_method`, likewise.
     pub method: String,
-    /// Samples.
+    /// The label `db_operation`, likewise.
+    pub operation: String,
+    /// Samples, or nanoseconds of waiting.
     pub count: u64,
 }
 
@@ -87,11 +89,24 @@ impl Traces {
     /// # Errors
     /// When it is none, refers to what it does not hold, or has no samples.
     pub fn read(file: &Path) -> Result<Self> {
+        Self::read_as(file, "samples")
+    }
+
+    /// The waits of an off-CPU profile, likewise.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn read_waits(file: &Path) -> Result<Self> {
+        Self::read_as(file, "off_cpu")
+    }
+
+    fn read_as(file: &Path, sample_type: &str) -> Result<Self> {
         let mut bytes = Vec::new();
         GzDecoder::new(File::open(file)?).read_to_end(&mut bytes)?;
         let profile = Decoded::new(protos::Profile::decode(&*bytes)?);
-        let traces: Result<Vec<_>> = profile.samples().collect();
-        let traces = traces?;
+        let traces: Result<Vec<_>> = profile.samples(sample_type)?.collect();
+        let mut traces = traces?;
+        traces.retain(|trace| trace.count > 0);
         ensure!(!traces.is_empty(), "no samples");
         Ok(Self { traces })
     }
@@ -131,19 +146,25 @@ impl Decoded {
         }
     }
 
-    fn samples(&self) -> impl Iterator<Item = Result<Trace>> {
+    /// Its samples, counted by one of its types.
+    fn samples(&self, sample_type: &str) -> Result<impl Iterator<Item = Result<Trace>>> {
+        let types = self.profile.sample_type.iter();
+        let names: Result<Vec<_>> = types.map(|of| self.text(of.ty)).collect();
+        let value = names?.iter().position(|name| *name == sample_type);
+        let value = value.with_context(|| format!("the profile has no {sample_type}"))?;
         let samples = self.profile.sample.iter();
-        samples.map(|sample| self.trace(sample))
+        Ok(samples.map(move |sample| self.trace(sample, value)))
     }
 
-    fn trace(&self, sample: &protos::Sample) -> Result<Trace> {
-        let count = sample.value.first().context("a sample has no value")?;
+    fn trace(&self, sample: &protos::Sample, value: usize) -> Result<Trace> {
+        let count = sample.value.get(value).context("a sample has no value")?;
         let mut trace = Trace {
             functions: Vec::new(),
             places: Vec::new(),
             unwind: self.label(sample, "unwind")?,
             route: self.label(sample, "http_route")?,
             method: self.label(sample, "http_method")?,
+            operation: self.label(sample, "db_operation")?,
             count: u64::try_from(*count)?,
         };
         for id in &sample.location_id {

@@ -129,17 +129,18 @@ fn nginx_and_gunicorn_on_a_unix_socket_are_both_seen() -> Result<()> {
     check_exported(&agent, Side::Server(&nginx), &tally.counts())?;
     check_exported(&agent, Side::Client(&nginx), &tally.counts())?;
     // nginx is a client too, of the Unix socket.
-    let metrics = agent.metrics()?;
-    let upstream = metrics.sum(
-        "http_client_request_duration_seconds_count",
-        &[("service_name", &nginx.service)],
-    );
-    assert_eq!(
-        upstream,
-        tally.total() as f64,
-        "requests from nginx to gunicorn"
-    );
-    Ok(())
+    e2e::eventually(EXPORT_DELAY, || {
+        let upstream = agent.metrics()?.sum(
+            "http_client_request_duration_seconds_count",
+            &[("service_name", &nginx.service)],
+        );
+        let all = tally.total() as f64;
+        ensure!(
+            upstream == all,
+            "{upstream} of {all} requests from nginx to gunicorn"
+        );
+        Ok(())
+    })
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The agent's end: quick, clean, and without a trace in the services or the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::{Agent, Client, NginxOptions, Request, Server, prerequisite};
 use rustix::process::Signal;
 
@@ -40,6 +40,52 @@ fn loaded_programs() -> Result<BTreeSet<u64>> {
         .iter()
         .map(|program| program["id"].as_u64().context("id"))
         .collect()
+}
+
+/// Bytes of the kernel's maps that a process holds, each map once.
+fn map_bytes(pid: u32) -> Result<u64> {
+    let mut maps = BTreeMap::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be closed in between.
+        let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id.trim().parse::<u64>()?, bytes.trim().parse::<u64>()?);
+        }
+    }
+    Ok(maps.values().sum())
+}
+
+/// Since 6.4 kernels say what maps really take; those from 6.1 on can allocate connections as they come.
+fn tells_memory_of_maps() -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>());
+    let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
+        bail!("kernel {release}");
+    };
+    Ok((major?, minor?) >= (6, 4))
+}
+
+#[test]
+fn room_for_connections_takes_memory_when_they_come() -> Result<()> {
+    let with_room = |connections: u32| -> Result<u64> {
+        let config = format!(
+            "capture: {{ max_connections: {connections} }}\nprofile: {{ continuous: {{ hz: 0 }} }}\n"
+        );
+        let agent = Agent::command()?.config(config).start()?;
+        let bytes = map_bytes(agent.pid())?;
+        agent.stop()?;
+        Ok(bytes)
+    };
+    let (few, many) = (with_room(1024)?, with_room(65_536)?);
+    println!("{few} bytes for a thousand, {many} for 65,536");
+    // Of the others, a bucket each.
+    let most = 64 * 1024 * 32;
+    ensure!(
+        !tells_memory_of_maps()? || many < few + most,
+        "{few}, {many}"
+    );
+    Ok(())
 }
 
 fn check_gone(programs: &BTreeSet<u64>) -> Result<()> {
@@ -176,4 +222,18 @@ fn health_and_targets_tell_of_the_services() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn as_many_files_may_be_open_as_the_system_allows() -> Result<()> {
+    let agent = Agent::command()?
+        .through(&["prlimit", "--nofile=700:4096"])
+        .start()?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", agent.pid()))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let line = line.context("no limit of open files")?;
+    ensure!(line.split_whitespace().nth(3) == Some("4096"), "{line}");
+    Ok(())
 }

@@ -1,63 +1,23 @@
 //! Profiles by request: which route the samples of real servers carry, where each route spends the
 //! processor in a function of its own.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::traces::{Trace, Traces};
+use e2e::requests::{Counts, Load, ROUTES, Route, agent, calls, get, traces};
+use e2e::traces::Traces;
 use e2e::{Agent, Client, Request, Server, eventually};
 
 /// How long requests come before what is kept is asked for.
-const LOAD: Duration = Duration::from_secs(4);
+const LOADED: Duration = Duration::from_secs(4);
 
-/// Routes, each with the function that no other route calls.
-const ROUTES: [(&str, &str); 2] = [("/a/{id}", "spend_a"), ("/b/{id}", "spend_b")];
-
-/// A server's samples by function and route.
-#[derive(Debug, Default)]
-struct Counts {
-    /// Of a function with the label of its own route.
-    right: u64,
-    /// With another route's.
-    wrong: u64,
-    /// With none.
-    none: u64,
-}
-
-impl Counts {
-    fn of(traces: &Traces) -> Self {
-        let mut counts = Self::default();
-        for trace in &traces.traces {
-            let Some((route, _)) = ROUTES.iter().find(|(_, name)| calls(trace, name)) else {
-                continue;
-            };
-            let count = match &*trace.route {
-                "" => &mut counts.none,
-                found if found == *route && trace.method == "GET" => &mut counts.right,
-                _ => &mut counts.wrong,
-            };
-            *count += trace.count;
-        }
-        println!("{counts:?}");
-        counts
+/// A connection a request, on so many at a time.
+const fn closing(connections: usize) -> Load<'static> {
+    Load {
+        paths: &["/a", "/b"],
+        connections,
+        closing: true,
     }
-
-    fn labelled(&self) -> f64 {
-        self.right as f64 / (self.right + self.wrong + self.none).max(1) as f64
-    }
-}
-
-fn calls(trace: &Trace, function: &str) -> bool {
-    let is_it = |name: &String| name == function || name.ends_with(&format!(".{function}"));
-    trace.functions.iter().any(is_it)
-}
-
-/// Nothing but what is asked for is sampled: unwind rows of whatever else runs take room.
-fn agent() -> Result<Agent> {
-    Agent::command()?
-        .config("profile: {continuous: {hz: 0}}")
-        .start()
 }
 
 /// The process of gunicorn that answers, which comes some time after the one that listens.
@@ -70,77 +30,15 @@ fn worker(server: &Server) -> Result<u32> {
     })
 }
 
-/// What is asked of the agent.
-fn get(agent: &Agent, query: &str) -> Result<Vec<u8>> {
-    let response = agent.get(&format!("/debug/pprof/{query}"))?;
-    let status = response.status;
-    ensure!(status == 200, "{query}: {status}: {}", response.text());
-    Ok(response.body)
-}
-
-fn traces(agent: &Agent, query: &str) -> Result<Traces> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("x.pb.gz");
-    let began = Instant::now();
-    let profile = get(agent, &format!("profile?{query}"))?;
-    println!("{query}: {:?}", began.elapsed());
-    std::fs::write(&file, profile)?;
-    Traces::read(&file)
-}
-
-/// Requests of `paths` in turn, each with another number behind it, on so many connections while
-/// `work` goes on. A connection a request where `closing`.
-fn under_load<T>(
-    server: &Server,
-    paths: &[&str],
-    connections: usize,
-    closing: bool,
-    work: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let stop = AtomicBool::new(false);
-    let number = AtomicU64::new(1);
-    let connection = || -> Result<u64> {
-        let mut client = None;
-        let mut answers = 0;
-        while !stop.load(Relaxed) {
-            let number = number.fetch_add(1, Relaxed);
-            let path = paths[number as usize % paths.len()];
-            let request = Request::new("GET", format!("{path}/{number}"));
-            let response = if closing {
-                Client::once(server.address, &request.header("Connection: close"))?
-            } else {
-                if client.is_none() {
-                    client = Some(Client::connect(server.address)?);
-                }
-                client.as_mut().context("a client")?.send(&request)?
-            };
-            ensure!(response.status == 200, "{}", response.text());
-            answers += 1;
-        }
-        Ok(answers)
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(connection)).collect();
-        let done = work();
-        stop.store(true, Relaxed);
-        let mut answers = 0;
-        for thread in threads {
-            answers += thread.join().expect("no panic")?;
-        }
-        println!("{answers} answers");
-        done
-    })
-}
-
 #[test]
 fn threads_that_serve_one_request_at_a_time_are_labelled() -> Result<()> {
     let agent = agent()?;
     for threads in [1, 3] {
         let server = Server::gunicorn_requests(threads)?;
         let pid = worker(&server)?;
-        under_load(&server, &["/a", "/b"], 4, true, || {
+        closing(4).during(&server, || {
             let all = traces(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
-            let counts = Counts::of(&all);
+            let counts = Counts::of(&all, &ROUTES);
             ensure!(counts.right > 200 && counts.wrong == 0, "{counts:?}");
             ensure!(counts.labelled() >= 0.99, "{counts:?}");
             Ok(())
@@ -158,9 +56,14 @@ fn an_event_loop_is_labelled_where_one_request_was_alone() -> Result<()> {
     let profile = |connections, paths: &[&str]| {
         let server = Server::uvicorn_requests()?;
         let pid = server.pid();
-        under_load(&server, paths, connections, false, || {
+        let load = Load {
+            paths,
+            connections,
+            closing: false,
+        };
+        load.during(&server, || {
             let all = traces(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
-            let counts = Counts::of(&all);
+            let counts = Counts::of(&all, &ROUTES);
             ensure!(counts.wrong == 0, "{counts:?}");
             Ok(counts)
         })
@@ -177,12 +80,62 @@ fn an_event_loop_is_labelled_where_one_request_was_alone() -> Result<()> {
     Ok(())
 }
 
+/// As long as a request waits in `requests_app.py`.
+const WAIT_NS: u64 = 5_000_000;
+
+#[test]
+fn waits_are_labelled_too() -> Result<()> {
+    const ROUTES: [Route; 2] = [("/waits/a/{id}", "wait_a"), ("/waits/b/{id}", "wait_b")];
+    const REQUESTS: u64 = 80;
+    let agent = agent()?;
+    for threads in [1, 3] {
+        let server = Server::gunicorn_requests(threads)?;
+        let pid = worker(&server)?;
+        let profile = |query: &str| {
+            let query = format!("pid={pid}&seconds=2&type=off_cpu{query}");
+            let profile = || traces(&agent, &query);
+            std::thread::scope(|scope| {
+                let profile = scope.spawn(profile);
+                std::thread::sleep(Duration::from_millis(500));
+                for number in 0..REQUESTS {
+                    let path = ["a", "b"][number as usize % 2];
+                    let request = Request::new("GET", format!("/waits/{path}/{number}"))
+                        .header("Connection: close");
+                    let response = Client::once(server.address, &request)?;
+                    ensure!(response.status == 200, "{}", response.text());
+                }
+                profile.join().expect("no panic")
+            })
+        };
+        let counts = Counts::of(&profile("")?, &ROUTES);
+        ensure!(counts.wrong == 0 && counts.none == 0, "{counts:?}");
+        let least = REQUESTS * WAIT_NS;
+        ensure!(
+            counts.right >= least && counts.right < 2 * least,
+            "{counts:?}"
+        );
+        if threads == 1 {
+            continue;
+        }
+        let of_route = profile("&route=/waits/a/{id}")?;
+        let counts = Counts::of(&of_route, &ROUTES[..1]);
+        ensure!(
+            counts.right >= least / 2 && counts.right < least,
+            "{counts:?}"
+        );
+        // What a worker waits for before a request comes is none's.
+        ensure!(of_route.count(|trace| trace.route != ROUTES[0].0) == 0.0);
+        ensure!(of_route.count(|trace| calls(trace, "wait_b")) == 0.0);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_profile_is_of_one_route() -> Result<()> {
     let agent = agent()?;
     let server = Server::gunicorn_requests(1)?;
     let pid = worker(&server)?;
-    under_load(&server, &["/a", "/b"], 2, true, || {
+    closing(2).during(&server, || {
         let query = format!("pid={pid}&seconds=1&hz=499&method=GET&route=/a/{{id}}");
         let of_route = traces(&agent, &query)?;
         ensure!(of_route.count(|trace| calls(trace, "spend_a")) > 0.0);
@@ -213,8 +166,8 @@ fn what_is_kept_is_told_apart_by_route_too() -> Result<()> {
         .config("profile: {continuous: {hz: 97, window: 1s}}")
         .start()?;
     let server = Server::gunicorn_requests(1)?;
-    under_load(&server, &["/a", "/b"], 2, true, || {
-        std::thread::sleep(LOAD);
+    closing(2).during(&server, || {
+        std::thread::sleep(LOADED);
         Ok(())
     })?;
     let service = &server.service;

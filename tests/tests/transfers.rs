@@ -90,7 +90,33 @@ fn check_each_call(tap: &str) -> Result<()> {
         eventually(EXPORT_DELAY, || check_case(&agent.metrics()?, case))
             .with_context(|| format!("{tap}: {}", case.1))?;
     }
-    let metrics = agent.metrics()?;
+    let metrics = eventually(EXPORT_DELAY, || {
+        let metrics = agent.metrics()?;
+        check_ends(&metrics).context(tap.to_owned())?;
+        Ok(metrics)
+    })?;
+    for reason in ["read_fault", "no_syscall", "unknown_syscall"] {
+        let lost = metrics.lost("tap", reason);
+        ensure!(lost == 0.0, "{reason}: {lost}");
+    }
+    for reason in ["gap", "garbage", "head_cut", "orphan_response"] {
+        let lost = metrics.lost("protocol", reason);
+        ensure!(lost == 0.0, "{reason}: {lost}");
+    }
+    let noticed = metrics.lost("tap", "read_past");
+    // Two bodies before which and one behind which something was read; only the tap of sockets is
+    // passed by.
+    let is_passed_by = agent.log().contains("tap=\"socket\"");
+    let passed = if is_passed_by { 3.0 } else { 0.0 };
+    ensure!(
+        noticed == passed,
+        "{noticed} of {passed} reads past the tap noticed"
+    );
+    Ok(())
+}
+
+/// Every request has ended, one of them when a process was killed.
+fn check_ends(metrics: &Metrics) -> Result<()> {
     // A child died in the middle of its answer.
     for role in ["server", "client"] {
         let name = format!("http_{role}_request_duration_seconds_count");
@@ -110,25 +136,5 @@ fn check_each_call(tap: &str) -> Result<()> {
             "{role}: {heads} heads, {ended} exchanges, {in_flight} in flight"
         );
     }
-    for reason in ["read_fault", "no_syscall", "unknown_syscall"] {
-        let lost = metrics.lost("tap", reason);
-        ensure!(lost == 0.0, "{reason}: {lost}");
-    }
-    for reason in ["gap", "garbage", "head_cut", "orphan_response"] {
-        let lost = metrics.lost("protocol", reason);
-        ensure!(lost == 0.0, "{reason}: {lost}");
-    }
-    let noticed = metrics.lost("tap", "read_past");
-    // Two bodies before which and one behind which something was read; only the tap of sockets is
-    // passed by.
-    let passed = if agent.log().contains("tap=\"socket\"") {
-        3.0
-    } else {
-        0.0
-    };
-    ensure!(
-        noticed == passed,
-        "{noticed} of {passed} reads past the tap noticed"
-    );
     Ok(())
 }

@@ -1,12 +1,13 @@
 """Two routes that each spend the processor in a function of their own: `/a/{id}` in `spend_a`, `/b/{id}` in
 `spend_b`; `wsgi` for gunicorn, `asgi` for uvicorn. `/threads/{a|b}/{id}` spends it in another thread than the one
-that reads the request."""
+that reads the request. `/waits/{a|b}/{id}` waits in `wait_a` or `wait_b`."""
 
 import asyncio
 import time
 
 # Of the processor, by the thread's own clock.
 SPENT_SECONDS = 0.004
+WAITED_SECONDS = 0.005
 
 
 def spend_a():
@@ -21,11 +22,21 @@ def spend_b():
         pass
 
 
+def wait_a():
+    time.sleep(WAITED_SECONDS)
+
+
+def wait_b():
+    time.sleep(WAITED_SECONDS)
+
+
 SPEND = {"a": spend_a, "b": spend_b}
+WAIT = {"a": wait_a, "b": wait_b}
 
 
 def wsgi(environ, start_response):
-    SPEND[environ["PATH_INFO"].split("/")[1]]()
+    names = environ["PATH_INFO"].split("/")
+    (WAIT[names[2]] if names[1] == "waits" else SPEND[names[1]])()
     start_response("200 OK", [("Content-Length", "3")])
     return [b"ok\n"]
 

@@ -1,10 +1,11 @@
 //! What continuous profiling keeps: counted stacks in a ring of time windows.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::stack::{StackTrace, Thread};
+use crate::packed::PackedStack;
+use crate::stack::Thread;
 use crate::store::Counted;
 
 /// The last windows, bounded by age and by memory. Equal stacks and threads of all windows are
@@ -13,7 +14,9 @@ use crate::store::Counted;
 pub struct History {
     windows: VecDeque<Window>,
     threads: HashSet<Arc<Thread>>,
-    stacks: HashSet<Arc<StackTrace>>,
+    stacks: HashSet<Arc<PackedStack>>,
+    /// Threads of each process image (pid and image).
+    images: HashMap<(u32, u64), usize>,
     retention: Duration,
     max_bytes: usize,
     bytes: usize,
@@ -33,7 +36,7 @@ struct Window {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     thread: Arc<Thread>,
-    stack: Arc<StackTrace>,
+    stack: Arc<PackedStack>,
     count: u64,
 }
 
@@ -58,6 +61,7 @@ impl History {
             windows: VecDeque::new(),
             threads: HashSet::new(),
             stacks: HashSet::new(),
+            images: HashMap::new(),
             retention,
             max_bytes,
             bytes: 0,
@@ -76,8 +80,12 @@ impl History {
         let counts: Box<[Entry]> = counted
             .into_iter()
             .map(|counted| Entry {
-                thread: intern(&mut self.threads, counted.thread, &mut self.bytes),
-                stack: intern(&mut self.stacks, counted.stack, &mut self.bytes),
+                thread: self.intern_thread(counted.thread),
+                stack: intern(
+                    &mut self.stacks,
+                    PackedStack::new(&counted.stack),
+                    &mut self.bytes,
+                ),
                 count: counted.count,
             })
             .collect();
@@ -104,7 +112,8 @@ impl History {
     ) -> Option<Span> {
         let mut span: Option<Span> = None;
         let mut wants: HashMap<*const Thread, bool> = HashMap::new();
-        let mut counts: HashMap<(*const Thread, *const StackTrace), (&Entry, u64)> = HashMap::new();
+        let mut counts: HashMap<(*const Thread, *const PackedStack), (&Entry, u64)> =
+            HashMap::new();
         for window in &self.windows {
             let middle = window.began + window.duration() / 2;
             if middle < from || middle >= to {
@@ -132,7 +141,7 @@ impl History {
             .into_values()
             .map(|(entry, count)| Counted {
                 thread: Thread::clone(&entry.thread),
-                stack: StackTrace::clone(&entry.stack),
+                stack: entry.stack.unpack(),
                 count,
             })
             .collect();
@@ -163,6 +172,19 @@ impl History {
         self.bytes
     }
 
+    fn intern_thread(&mut self, thread: Thread) -> Arc<Thread> {
+        let (threads, image) = (self.threads.len(), (thread.pid, thread.image));
+        let thread = intern(&mut self.threads, thread, &mut self.bytes);
+        if self.threads.len() > threads {
+            let threads = self.images.entry(image).or_default();
+            if *threads == 0 {
+                self.bytes += PROCESS_BYTES;
+            }
+            *threads += 1;
+        }
+        thread
+    }
+
     fn forget(&mut self, now: SystemTime) {
         let mut forgotten = false;
         while let Some(oldest) = self.windows.front() {
@@ -187,8 +209,19 @@ impl History {
 
     /// Lets go of threads and stacks that no window refers to any more.
     fn release(&mut self) {
-        let bytes = &mut self.bytes;
-        self.threads.retain(|thread| keep(thread, bytes));
+        let (bytes, images) = (&mut self.bytes, &mut self.images);
+        self.threads.retain(|thread| {
+            let kept = keep(thread, bytes);
+            let image = (thread.pid, thread.image);
+            if !kept && let hash_map::Entry::Occupied(mut threads) = images.entry(image) {
+                *threads.get_mut() -= 1;
+                if *threads.get() == 0 {
+                    threads.remove();
+                    *bytes -= PROCESS_BYTES;
+                }
+            }
+            kept
+        });
         self.stacks.retain(|stack| keep(stack, bytes));
     }
 }
@@ -214,16 +247,19 @@ trait Kept {
 
 const SET_AND_COUNTERS_BYTES: usize = 48;
 
+/// What is kept elsewhere of a process that is sampled, so that its stacks can be resolved: its name,
+/// its cgroups, and what it had mapped, as far as that was sampled.
+const PROCESS_BYTES: usize = 2048;
+
 impl Kept for Thread {
     fn bytes(&self) -> usize {
         SET_AND_COUNTERS_BYTES + size_of::<Self>() + self.name.len()
     }
 }
 
-impl Kept for StackTrace {
+impl Kept for PackedStack {
     fn bytes(&self) -> usize {
-        let addresses = self.kernel.len() + self.user.len();
-        SET_AND_COUNTERS_BYTES + size_of::<Self>() + addresses * size_of::<u64>()
+        SET_AND_COUNTERS_BYTES + size_of::<Self>() + self.len_bytes()
     }
 }
 
@@ -256,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stack::Work;
+    use crate::stack::{StackTrace, Work};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
@@ -265,7 +301,8 @@ mod tests {
     fn counted(tid: u32, addresses: &[u64], count: u64) -> Counted {
         Counted {
             thread: Thread {
-                pid: 1,
+                // Two threads a process.
+                pid: tid / 2,
                 tid,
                 image: 7,
                 name: "t".into(),
@@ -358,7 +395,7 @@ mod tests {
 
         #[test]
         fn the_bytes_are_those_of_what_is_kept(
-            windows in prop::collection::vec((0..3_u32, 0..40_u64), 0..60),
+            windows in prop::collection::vec((0..6_u32, 0..40_u64), 0..60),
             max_bytes in 0..20_000_usize,
         ) {
             let mut history = History::new(Duration::from_secs(200), max_bytes);
@@ -368,7 +405,9 @@ mod tests {
                 let windows: usize = history.windows.iter().map(Window::bytes).sum();
                 let threads: usize = history.threads.iter().map(|thread| thread.bytes()).sum();
                 let stacks: usize = history.stacks.iter().map(|stack| stack.bytes()).sum();
-                prop_assert_eq!(history.bytes(), windows + threads + stacks);
+                let pids: HashSet<_> = history.threads.iter().map(|thread| thread.pid).collect();
+                let processes = pids.len() * PROCESS_BYTES;
+                prop_assert_eq!(history.bytes(), windows + threads + stacks + processes);
                 prop_assert!(history.bytes() <= max_bytes);
             }
         }

@@ -7,6 +7,7 @@
 pub mod go;
 mod history;
 mod mapping;
+mod packed;
 mod profile;
 pub mod python;
 mod stack;

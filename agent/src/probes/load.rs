@@ -2,7 +2,9 @@
 
 use aya::{Ebpf, EbpfLoader};
 use ebpf_common::config::{Config, MAX_CAPTURE_BYTES, MAX_RINGS, MISSING, Offsets};
+use ebpf_common::unwind::KNOWN_RULES;
 
+use super::allocation::{allocate_on_demand, is_safe_on_demand};
 use super::attach;
 use super::btf::{Btf, BtfError};
 use super::offsets;
@@ -146,6 +148,14 @@ pub enum LoadError {
     /// Maps could not be created, or the object is damaged.
     #[error("cannot load the kernel programs: {0}{hint}", hint = privilege_hint(.0))]
     Ebpf(#[from] aya::EbpfError),
+    /// A map that is made after the others.
+    #[error("cannot make the map `{name}`: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
 }
 
 /// What to do about the commonest reason.
@@ -184,7 +194,7 @@ pub struct Loaded {
 /// Where BTF cannot be read, a member without which nothing works is missing, or the kernel
 /// refuses to create a map.
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let (offsets, iterators, functions, has_socket_tap, arrivals, outline) = {
+    let (offsets, iterators, functions, has_socket_tap, arrivals, is_on_demand, outline) = {
         let btf = Btf::of_kernel()?;
         let offsets = offsets::resolve(&btf)?;
         let functions: Vec<_> = attach::functions()
@@ -196,6 +206,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
             functions.clone(),
             btf.has_tracepoint("sock_send_length"),
             ArrivalVariant::choose(&btf).filter(|_| options.queue_time),
+            is_safe_on_demand(&btf),
             btf.outline(&functions),
         )
     };
@@ -242,9 +253,17 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         .btf(Some(&btf))
         .override_global("CONFIG", &config, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("CONNECTIONS", options.max_connections)
+        .map_max_entries(
+            "CONNECTIONS",
+            if is_on_demand {
+                1
+            } else {
+                options.max_connections
+            },
+        )
         .map_max_entries("CLUSTERS", clusters)
-        .map_max_entries("SCRATCH", scratches * cpus);
+        .map_max_entries("SCRATCH", scratches * cpus)
+        .map_max_entries("UNWIND_KNOWN", KNOWN_RULES as u32 * cpus);
     if arrivals.is_none() {
         loader.map_max_entries("FIRST_ARRIVALS", 1);
     }
@@ -252,8 +271,19 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         let used = index < rings as usize;
         loader.map_max_entries(name, if used { options.ring_bytes } else { 4096 });
     }
-    let ebpf = loader.load(super::OBJECT)?;
+    let mut ebpf = loader.load(super::OBJECT)?;
     drop(loader);
+    if is_on_demand {
+        for (name, max_entries) in [
+            ("CONNECTIONS", Some(options.max_connections)),
+            ("SAMPLE_COUNTS", None),
+            ("WAITED", None),
+            ("WAITING", None),
+        ] {
+            allocate_on_demand(&mut ebpf, name, max_entries)
+                .map_err(|source| LoadError::Map { name, source })?;
+        }
+    }
     Ok(Loaded {
         ebpf,
         btf,

@@ -2,6 +2,7 @@
 //!
 //! The only module of the agent that contains `unsafe` code.
 
+mod allocation;
 pub mod arrivals;
 pub mod attach;
 pub mod btf;

@@ -19,8 +19,9 @@ use crate::probes::sampler::{Translated, UserStack};
 use crate::process::{Process, ProcessTable};
 use crate::symbolize::{ImageKey, Images, Request};
 
-/// Most process images that are kept in mind.
-const MAX_IDENTITIES: usize = 8192;
+/// Most process images that are kept in mind. What continuous profiling keeps is bounded by memory
+/// well before.
+const MAX_IDENTITIES: usize = 65_536;
 
 /// How long a profile waits for the unwind rows of the process that it is of.
 const PREPARATION: Duration = Duration::from_millis(300);

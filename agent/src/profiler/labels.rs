@@ -119,7 +119,11 @@ impl Labels {
             && wanted != self.wanted
         {
             source.requests.want(wanted);
-            *self = Self::new(self.source.take());
+            self.timelines.restart();
+            *self = Self {
+                timelines: std::mem::take(&mut self.timelines),
+                ..Self::new(self.source.take())
+            };
             self.lost = self.source.as_ref().map_or(0, lost);
             self.wanted = wanted;
         }

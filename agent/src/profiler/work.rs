@@ -44,7 +44,7 @@ const LEAST_CLOCK_HZ: u32 = 19;
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
 /// How often processes that nobody has samples of any more are forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+const FORGET_EVERY: Duration = Duration::from_secs(30);
 
 /// What is asked of the profiler's thread.
 pub(super) enum Message {

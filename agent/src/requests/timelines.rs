@@ -96,6 +96,15 @@ struct Chosen {
 }
 
 impl Timelines {
+    /// Forgets all but which processes pass exchanges between threads: what one does it does again.
+    pub fn restart(&mut self) {
+        let moving = std::mem::take(&mut self.moving);
+        *self = Self {
+            moving,
+            ..Self::default()
+        };
+    }
+
     /// Takes note that records were lost before `ns`: nothing is told of moments up to then.
     pub const fn doubt(&mut self, ns: u64) {
         self.doubtful_until_ns = ns;
@@ -118,6 +127,8 @@ impl Timelines {
         mut tell: impl FnMut(T, InFlight, InFlight),
     ) {
         let until_ns = until_ns.max(self.until_ns);
+        let since_ns = until_ns.saturating_sub(REMEMBERED_NS);
+        self.moving.retain(|_, last_ns| *last_ns >= since_ns);
         let decided: Vec<_> = moments
             .extract_if(.., |(moment, _)| moment.end_ns() <= until_ns)
             .collect();
@@ -205,11 +216,7 @@ impl Timelines {
 
     fn note_moving(&mut self, process: ProcessKey, now_ns: u64) {
         if self.moving.len() >= MAX_MOVING && !self.moving.contains_key(&process) {
-            let since_ns = now_ns.saturating_sub(REMEMBERED_NS);
-            self.moving.retain(|_, last_ns| *last_ns >= since_ns);
-            if self.moving.len() >= MAX_MOVING {
-                self.moving.clear();
-            }
+            self.moving.clear();
         }
         self.moving.insert(process, now_ns);
     }

@@ -171,6 +171,25 @@ fn a_process_that_passes_exchanges_around_is_not_told_of() {
 }
 
 #[test]
+fn who_passes_exchanges_around_is_remembered_for_ten_minutes() {
+    let mut timelines = Timelines::default();
+    let moved = Stint {
+        moved: true,
+        ..stint(1, 10, 20)
+    };
+    advance(&mut timelines, vec![moved], 30, &[]);
+    // Nobody asks for a while.
+    timelines.restart();
+    let told_of = |timelines: &mut Timelines, key: StintKey| {
+        let stints = vec![stint(key.0, key.1, key.1 + 10)];
+        advance(timelines, stints, key.1 + 20, &[key.1 + 5]);
+        timelines.told(key) == Told::Moved
+    };
+    assert!(told_of(&mut timelines, (3, REMEMBERED_NS - 50)));
+    assert!(!told_of(&mut timelines, (5, REMEMBERED_NS + 50)));
+}
+
+#[test]
 fn calls_of_a_client_do_not_count_as_requests() {
     let mut timelines = Timelines::default();
     let call = Stint {

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use ebpf_common::sample::SampleKey;
 use profile::Thread;
+use rustix::process::{Resource, getrlimit};
 
 use super::executable::{Executable, FileIdentity};
 use super::jit;
 use super::maps::{self, MapsEntry};
 use super::perf_map::PerfMapFile;
 
-/// Most files that are held open for sampled processes. The soft limit on open files is usually
-/// 1024, and the agent needs some itself.
-const MAX_OPEN_FILES: usize = 300;
+/// Most files that are held open for sampled processes, and at most half of those that may be open.
+const MAX_OPEN_FILES: u64 = 8192;
 
 /// First pause after a look in vain.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -24,8 +24,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after looks in vain.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Most process images of one profile.
-const MAX_IMAGES: usize = 8192;
+/// Most process images. What continuous profiling keeps is bounded by memory well before.
+const MAX_IMAGES: usize = 65_536;
 
 /// A pid and the value that tells apart the images it had: `ebpf_common::sample::SampleKey`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,9 +104,21 @@ impl Looks {
     }
 }
 
+/// Whether a process still has its image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Lasts,
+    /// Its last stacks may not have been read yet.
+    Ended,
+    /// Those have been read.
+    Settled,
+}
+
 /// What one process image had mapped.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
+    life: Life,
     regions: Vec<Region>,
     looks: Looks,
     perf_map: Option<Arc<PerfMapFile>>,
@@ -144,6 +156,23 @@ impl Image {
         self.jit_mark.as_ref().filter(|_| is_jit)
     }
 
+    /// Lets go of what no sample has touched, once the process has ended and had time to be read: most
+    /// processes have far more mapped than they run, and where many begin and end, the lists of all
+    /// of them would take more memory than their samples.
+    fn age(&mut self, key: ImageKey, proc_root: &Path) {
+        match self.life {
+            Life::Lasts if maps::read_image(proc_root, key.pid) != Some(key.image) => {
+                self.life = Life::Ended;
+            }
+            Life::Ended => {
+                self.regions.retain(Region::was_touched);
+                self.regions.shrink_to_fit();
+                self.life = Life::Settled;
+            }
+            Life::Lasts | Life::Settled => {}
+        }
+    }
+
     fn position(&self, address: u64) -> Option<usize> {
         let after = self
             .regions
@@ -159,16 +188,20 @@ pub struct Images {
     proc_root: PathBuf,
     images: HashMap<ImageKey, Image>,
     files: HashMap<FileIdentity, Arc<Executable>>,
+    max_files: usize,
 }
 
 impl Images {
     /// None yet; processes are read below `proc_root` (`/proc`).
     #[must_use]
     pub fn new(proc_root: impl Into<PathBuf>) -> Self {
+        let open_files = getrlimit(Resource::Nofile).current;
+        let max_files = open_files.map_or(MAX_OPEN_FILES, |limit| MAX_OPEN_FILES.min(limit / 2));
         Self {
             proc_root: proc_root.into(),
             images: HashMap::new(),
             files: HashMap::new(),
+            max_files: max_files as usize,
         }
     }
 
@@ -197,7 +230,8 @@ impl Images {
             };
             let region = &mut image.regions[position];
             if matches!(region.backing, Backing::Unopened) && !region.unreadable {
-                open(region, &self.proc_root, key.pid, &mut self.files);
+                let (files, max_files) = (&mut self.files, self.max_files);
+                open(region, &self.proc_root, key.pid, files, max_files);
             }
             if matches!(region.backing, Backing::Anonymous)
                 && image.perf_map.is_none()
@@ -215,9 +249,14 @@ impl Images {
         self.images.get(&key)
     }
 
-    /// Forgets the images that are not among `keys`, and closes the files that no other has.
+    /// Forgets the images that are not among `keys`, and of ended ones what no sample has touched;
+    /// closes the files that no other has. To be called seldom enough that meanwhile an ended
+    /// process's last stacks were observed.
     pub fn retain(&mut self, keys: &HashSet<ImageKey>) {
         self.images.retain(|key, _| keys.contains(key));
+        for (key, image) in &mut self.images {
+            image.age(*key, &self.proc_root);
+        }
         self.files.retain(|_, file| Arc::strong_count(file) > 1);
     }
 
@@ -270,6 +309,10 @@ impl Region {
             unreadable: false,
         }
     }
+
+    fn was_touched(&self) -> bool {
+        self.unreadable || !matches!(self.backing, Backing::Unopened)
+    }
 }
 
 /// Paths by which the kernel names memory that no file system has: where JIT compilers write.
@@ -310,6 +353,7 @@ fn open(
     proc_root: &Path,
     pid: u32,
     files: &mut HashMap<FileIdentity, Arc<Executable>>,
+    max_files: usize,
 ) {
     let Some(executable) = open_mapped(proc_root, pid, &region.entry) else {
         region.unreadable = true;
@@ -318,7 +362,7 @@ fn open(
     let identity = executable.identity();
     if let Some(known) = files.get(&identity) {
         region.backing = Backing::File(Arc::clone(known));
-    } else if files.len() < MAX_OPEN_FILES {
+    } else if files.len() < max_files {
         let executable = Arc::new(executable);
         files.insert(identity, Arc::clone(&executable));
         region.backing = Backing::File(executable);
@@ -329,6 +373,8 @@ fn open(
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn own_key() -> ImageKey {
@@ -353,6 +399,40 @@ mod tests {
             *std::env::current_exe().unwrap().to_str().unwrap()
         );
         assert!(image.region(0).is_none());
+    }
+
+    #[test]
+    fn of_an_ended_process_what_was_touched_is_kept() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = sleeper.id();
+        let proc_root = Path::new("/proc");
+        // It is `sleep` as soon as that is mapped.
+        let code = loop {
+            let entries = maps::read(proc_root, pid).unwrap();
+            let code = entries.iter().find(|entry| entry.path.ends_with("/sleep"));
+            if let Some(code) = code
+                && entries.len() > 3
+            {
+                break code.start;
+            }
+        };
+        let image = maps::read_image(proc_root, pid).unwrap();
+        let key = ImageKey { pid, image };
+        let mut images = Images::new("/proc");
+        images.observe(key, pid, &[code]);
+        let regions = |images: &Images| images.get(key).unwrap().regions.len();
+        let kept = HashSet::from([key]);
+        images.retain(&kept);
+        images.retain(&kept);
+        let all = regions(&images);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        images.retain(&kept);
+        assert_eq!(regions(&images), all);
+        images.retain(&kept);
+        assert!(regions(&images) < all, "{all}");
+        let region = images.get(key).unwrap().region(code).unwrap();
+        assert!(matches!(region.backing, Backing::File(_)));
     }
 
     #[test]

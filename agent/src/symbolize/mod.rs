@@ -11,6 +11,7 @@ pub mod maps;
 pub mod names;
 pub mod perf_map;
 pub mod resolve;
+mod shown;
 
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use blazesym::symbolize::evict::{self, Evict};
 use blazesym::symbolize::source::{Elf, Kernel, Process, Source};
@@ -225,9 +225,14 @@ impl Names {
     }
 }
 
-/// Build id of the running kernel.
+/// Build id of the running kernel, which is read once.
 #[must_use]
 pub fn kernel_build_id() -> Option<BuildId> {
+    static BUILD_ID: LazyLock<Option<BuildId>> = LazyLock::new(read_kernel_build_id);
+    BUILD_ID.clone()
+}
+
+fn read_kernel_build_id() -> Option<BuildId> {
     // The notes are those of an ELF file, but without the file: header, "GNU\0", id.
     let notes = std::fs::read("/sys/kernel/notes").ok()?;
     let gnu = notes.windows(4).position(|name| name == b"GNU\0")?;

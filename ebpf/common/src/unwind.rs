@@ -42,6 +42,9 @@ pub const MAX_PROCESSES: usize = 4096;
 /// Most executable ranges of one process, so that the search ends after a known number of steps.
 pub const MAX_PROCESS_MAPPINGS: usize = 4096;
 
+/// Rules of addresses that each CPU remembers: a power of two.
+pub const KNOWN_RULES: usize = 1024;
+
 /// Rows of one block.
 pub type RowBlock = [u32; BLOCK_ROWS];
 
@@ -195,6 +198,11 @@ pub struct UnwindProcess {
     pub python: u32,
     /// Its element in `V8_LAYOUTS`; 0 where it does not run V8, or of a kind that is not known.
     pub v8: u32,
+    /// Another one for other ranges, so that what was found for an address can be remembered by it; not
+    /// 0.
+    pub version: u32,
+    /// Without a meaning.
+    pub padding: u32,
 }
 
 /// Why the walk over a user stack ended: bits 8 to 15 of `SampleKey::flags`.
@@ -385,9 +393,10 @@ pub fn caller_by_frame_pointer(
 const _: () = {
     assert!(size_of::<UnwindRule>() == 8);
     assert!(size_of::<UnwindMapping>() == 32);
-    assert!(size_of::<UnwindProcess>() == 24);
+    assert!(size_of::<UnwindProcess>() == 32);
     assert!(MAX_BLOCKS * BLOCK_ROWS == 1 << 23);
     assert!(BLOCK_ROWS as u64 >= PAGE_BYTES);
+    assert!(KNOWN_RULES.is_power_of_two());
 };
 
 // SAFETY: plain integers without padding; every bit pattern is a value.

@@ -1,4 +1,5 @@
-//! The routes of `workloads/fastapi_app.py` in axum: `axum_server PORT LOG_FILE`.
+//! The routes of `workloads/fastapi_app.py` in axum: `axum_server PORT LOG_FILE`. And those of
+//! `workloads/requests_app.py`, of which `/turns/{a|b}/{id}` lets others have their turn in between.
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
@@ -32,6 +33,12 @@ async fn main() -> anyhow::Result<()> {
         .route("/cached", get(cached))
         .route("/fail", get(fail))
         .route("/sleep/{milliseconds}", get(sleep))
+        .route("/a/{id}", get(async || spend_a()))
+        .route("/b/{id}", get(async || spend_b()))
+        .route("/turns/a/{id}", get(async || turns(spend_a).await))
+        .route("/turns/b/{id}", get(async || turns(spend_b).await))
+        .route("/threads/a/{id}", get(async || threads(spend_a).await))
+        .route("/threads/b/{id}", get(async || threads(spend_b).await))
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(log, handler_time));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
@@ -105,6 +112,39 @@ async fn fail() -> impl IntoResponse {
 async fn sleep(Path(milliseconds): Path<u64>) -> impl IntoResponse {
     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
     Json(json!({"slept": milliseconds}))
+}
+
+/// Of the processor, by the clock.
+const SPENT: Duration = Duration::from_millis(2);
+
+fn spend() {
+    let begin = Instant::now();
+    while begin.elapsed() < SPENT {
+        std::hint::spin_loop();
+    }
+}
+
+#[inline(never)]
+fn spend_a() -> &'static str {
+    spend();
+    std::hint::black_box("a\n")
+}
+
+#[inline(never)]
+fn spend_b() -> &'static str {
+    spend();
+    std::hint::black_box("b\n")
+}
+
+async fn turns(spend: fn() -> &'static str) -> &'static str {
+    spend();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    spend()
+}
+
+async fn threads(spend: fn() -> &'static str) -> Result<&'static str, StatusCode> {
+    let spent = tokio::task::spawn_blocking(spend).await;
+    spent.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// A body without a known length, which goes out in chunks, one a turn of the event loop.

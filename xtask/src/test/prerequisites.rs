@@ -53,6 +53,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("go", "golang-go", UNWIND),
     program("mvn", "maven", PYTHON_PROFILE),
     program("unshare", "util-linux", PYTHON_PROFILE),
+    program("javac", "default-jdk-headless", PROFILE_LABELS),
     program("node", "nodejs", JIT_PROFILE),
     program("javac", "default-jdk-headless", JIT_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
@@ -92,6 +93,7 @@ const SERVERS_AND_SEARCH: &[&str] = &[
     "waiting",
     "elasticsearch",
     "elasticsearch_services",
+    "profile_labels",
 ];
 const PYTHON: &[&str] = &[
     "workloads",
@@ -110,6 +112,7 @@ const PYTHON: &[&str] = &[
     "deploy",
     "profile_push",
     "profile_requests",
+    "profile_search",
     "python_profile",
 ];
 /// Suites that need nothing: client and server are threads of the test.
@@ -120,12 +123,14 @@ const SEARCH: &[&str] = &[
     "elasticsearch",
     "elasticsearch_answers",
     "elasticsearch_services",
+    "profile_search",
 ];
 const SEARCH_ANY: &[&str] = &[
     "elasticsearch",
     "elasticsearch_answers",
     "elasticsearch_services",
     "elasticsearch_versions",
+    "profile_search",
 ];
 const LOSSES: &[&str] = &["losses"];
 const PROFILE: &[&str] = &[
@@ -133,10 +138,12 @@ const PROFILE: &[&str] = &[
     "profile_serving",
     "profile_push",
     "profile_requests",
+    "profile_search",
     "off_cpu",
 ];
 const UNWIND: &[&str] = &["unwind"];
 const PYTHON_PROFILE: &[&str] = &["python_profile"];
+const PROFILE_LABELS: &[&str] = &["profile_labels"];
 const JIT_PROFILE: &[&str] = &["jit_profile"];
 
 const fn program(

@@ -36,6 +36,17 @@ impl AttachError {
     pub(in super::super) fn may_pass(&self) -> bool {
         matches!(self, Self::Unfit(_))
     }
+
+    /// Is it only that the process has ended?
+    pub(in super::super) fn has_ended(&self) -> bool {
+        let Self::Memory(error) = self else {
+            return false;
+        };
+        let gone = [libc::ENOENT, libc::ESRCH];
+        error
+            .raw_os_error()
+            .is_some_and(|error| gone.contains(&error))
+    }
 }
 
 /// Reads where the interpreter of process `pid` keeps its frames, and checks that it does. The file

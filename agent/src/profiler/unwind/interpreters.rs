@@ -169,6 +169,9 @@ impl Interpreters {
 }
 
 fn refuse(pid: u32, error: &AttachError) {
+    if error.has_ended() {
+        return tracing::debug!(pid, %error, "a process that ran CPython has ended");
+    }
     tracing::info!(pid, %error, "a process runs CPython, but its frames are not read");
 }
 
@@ -193,6 +196,8 @@ impl Worker {
             mappings: known.range.end - known.range.start,
             python: element,
             v8: self.scripts.element(pid, known.image),
+            version: known.version,
+            padding: 0,
         };
         let written = self
             .maps

@@ -202,6 +202,8 @@ struct KnownProcess {
     entries: Vec<MapsEntry>,
     tables: Vec<TableKey>,
     range: Range<u32>,
+    /// See [`UnwindProcess::version`].
+    version: u32,
     loaded: Instant,
 }
 
@@ -210,6 +212,8 @@ struct Worker {
     proc_root: PathBuf,
     tables: Tables,
     mappings: Pool,
+    /// The last one that was given.
+    version: u32,
     /// Ranges given up, see [`REST`].
     resting: Vec<Range<u32>>,
     files: HashMap<FileIdentity, KnownFile>,
@@ -228,6 +232,7 @@ impl Worker {
             proc_root: proc_root.into(),
             tables: Tables::new(),
             mappings: Pool::new(MAX_MAPPINGS),
+            version: 0,
             resting: Vec::new(),
             files: HashMap::new(),
             refused: HashMap::new(),
@@ -478,12 +483,15 @@ impl Worker {
                 self.mappings.give_back(range);
             }
         };
+        self.version = self.version.wrapping_add(1).max(1);
         let process = UnwindProcess {
             image,
             first_mapping: range.start,
             mappings: count,
             python: self.interpreters.element(pid, image),
             v8: self.scripts.element(pid, image),
+            version: self.version,
+            padding: 0,
         };
         if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
             self.give_up_process();
@@ -502,9 +510,11 @@ impl Worker {
             entries: Vec::new(),
             tables: Vec::new(),
             range: 0..0,
+            version: 0,
             loaded: Instant::now(),
         });
         known.loaded = Instant::now();
+        known.version = self.version;
         let old = std::mem::replace(&mut known.range, range);
         if !old.is_empty() {
             self.resting.push(old);

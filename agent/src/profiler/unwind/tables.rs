@@ -126,15 +126,15 @@ impl Tables {
             return Ok(());
         }
         let rules = self.load_rules(maps, &table.rules)?;
-        let packed = Packed::new(table, &rules);
-        let count = u32::try_from(packed.blocks.len()).unwrap_or(u32::MAX);
-        if packed.blocks.len() > MAX_BLOCKS * 3 / 4 || packed.pages.len() > MAX_PAGES * 3 / 4 {
+        let plan = Plan::new(table);
+        let count = u32::try_from(plan.blocks).unwrap_or(u32::MAX);
+        if plan.blocks > MAX_BLOCKS * 3 / 4 || plan.pages.len() > MAX_PAGES * 3 / 4 {
             return Err(LoadError::TooLarge);
         }
         if self.blocks.available() < count {
             return Err(LoadError::Full);
         }
-        let pages = self.take_pages(packed.pages.len() as u32)?;
+        let pages = self.take_pages(plan.pages.len() as u32)?;
         let blocks: Vec<u32> = (0..count)
             .filter_map(|_| self.blocks.take(1))
             .map(|range| range.start)
@@ -149,7 +149,7 @@ impl Tables {
             users: 0,
             wanted: self.clock,
         };
-        let written = write(maps, &packed, &loaded);
+        let written = write(maps, &plan, table, &rules, &loaded);
         if let Err(error) = written {
             self.resting.push(loaded);
             return Err(error.into());
@@ -225,62 +225,108 @@ impl Tables {
     }
 }
 
-/// A table as the kernel holds it, but for which blocks those are.
-struct Packed {
-    blocks: Vec<RowBlock>,
-    /// Block, first row in it, rows.
-    pages: Vec<(u32, u32, u32)>,
+/// Where a table's pages have their rows, but for which blocks those are.
+struct Plan {
+    pages: Vec<PlannedPage>,
+    blocks: usize,
 }
 
-impl Packed {
-    fn new(table: &UnwindTable, rules: &[u16]) -> Self {
-        let mut blocks: Vec<RowBlock> = Vec::new();
+/// A page's rows in their block.
+#[derive(Clone, Copy)]
+struct PlannedPage {
+    block: usize,
+    first: usize,
+    count: u32,
+    /// The page before has the same rows, and these are those.
+    is_shared: bool,
+}
+
+impl Plan {
+    fn new(table: &UnwindTable) -> Self {
+        let mut blocks = 0;
         let mut used = BLOCK_ROWS;
-        // Where a page's rows went: the next page may share them.
-        let mut last = None;
-        let pages = table
-            .pages
-            .iter()
-            .map(|rows| {
-                if let Some((first, packed)) = last
-                    && first == rows.first
-                {
-                    return packed;
-                }
-                let source = &table.rows[rows.first as usize..][..rows.count as usize];
-                if used + source.len() > BLOCK_ROWS {
-                    blocks.push([0; BLOCK_ROWS]);
-                    used = 0;
-                }
-                let number = blocks.len() - 1;
-                let target = &mut blocks[number][used..][..source.len()];
-                for (target, source) in target.iter_mut().zip(source) {
-                    let rule = rules.get(row_rule(*source) as usize).copied();
-                    *target = row(row_low(*source) as u16, rule.unwrap_or_default());
-                }
-                let packed = (number as u32, used as u32, rows.count);
-                used += source.len();
-                if rows.count == 1 {
-                    last = Some((rows.first, packed));
-                }
-                packed
-            })
-            .collect();
-        Self { blocks, pages }
+        let mut last: Option<(u32, PlannedPage)> = None;
+        let pages = table.pages.iter().map(|rows| {
+            if let Some((first, planned)) = last
+                && first == rows.first
+                && rows.count == 1
+            {
+                return PlannedPage {
+                    is_shared: true,
+                    ..planned
+                };
+            }
+            let count = rows.count as usize;
+            if used + count > BLOCK_ROWS {
+                blocks += 1;
+                used = 0;
+            }
+            let planned = PlannedPage {
+                block: blocks - 1,
+                first: used,
+                count: rows.count,
+                is_shared: false,
+            };
+            used += count;
+            last = Some((rows.first, planned));
+            planned
+        });
+        let pages = pages.collect();
+        Self { pages, blocks }
+    }
+
+    /// Makes the blocks one after the other, each in the same room: a table can have millions of rows.
+    fn each_block(
+        &self,
+        table: &UnwindTable,
+        rules: &[u16],
+        mut done: impl FnMut(usize, &RowBlock) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut block = [0; BLOCK_ROWS];
+        let mut number = 0;
+        let planned = self.pages.iter().zip(&table.pages);
+        for (planned, rows) in planned.filter(|(planned, _)| !planned.is_shared) {
+            if planned.block != number {
+                done(number, &block)?;
+                number = planned.block;
+                block = [0; BLOCK_ROWS];
+            }
+            let source = &table.rows[rows.first as usize..][..rows.count as usize];
+            for (target, source) in block[planned.first..].iter_mut().zip(source) {
+                let rule = rules.get(row_rule(*source) as usize).copied();
+                *target = row(row_low(*source) as u16, rule.unwrap_or_default());
+            }
+        }
+        if self.blocks > 0 {
+            done(number, &block)?;
+        }
+        Ok(())
     }
 }
 
-fn write(maps: &mut UnwindMaps, packed: &Packed, loaded: &Loaded) -> io::Result<()> {
-    let calls = loaded.blocks.chunks(BLOCKS_A_CALL);
-    for (indexes, blocks) in calls.zip(packed.blocks.chunks(BLOCKS_A_CALL)) {
-        maps.set_rows(indexes, blocks)?;
-    }
-    let pages: Vec<_> = packed
+fn write(
+    maps: &mut UnwindMaps,
+    plan: &Plan,
+    table: &UnwindTable,
+    rules: &[u16],
+    loaded: &Loaded,
+) -> io::Result<()> {
+    let mut filled = Vec::with_capacity(BLOCKS_A_CALL);
+    plan.each_block(table, rules, |number, block| {
+        filled.push(*block);
+        if filled.len() == BLOCKS_A_CALL || number + 1 == plan.blocks {
+            let indexes = &loaded.blocks[number + 1 - filled.len()..=number];
+            maps.set_rows(indexes, &filled)?;
+            filled.clear();
+        }
+        Ok(())
+    })?;
+    let pages: Vec<_> = plan
         .pages
         .iter()
-        .map(|(block, first, count)| {
-            let block = loaded.blocks[*block as usize];
-            page(block * BLOCK_ROWS as u32 + first, *count)
+        .map(|planned| {
+            let block = loaded.blocks[planned.block] as usize;
+            page((block * BLOCK_ROWS + planned.first) as u32, planned.count)
         })
         .collect();
     maps.set_pages(loaded.place.first_page, &pages)
@@ -298,12 +344,20 @@ mod tests {
         let table = UnwindTable::build(&sections);
         assert!(table.rows.len() > 10_000);
         let rules: Vec<u16> = (0..table.rules.len() as u16).collect();
-        let packed = Packed::new(&table, &rules);
+        let plan = Plan::new(&table);
         // Blocks are nearly full.
-        assert!(packed.blocks.len() * BLOCK_ROWS < table.rows.len() * 11 / 10 + BLOCK_ROWS);
-        for (index, (block, first, count)) in packed.pages.iter().enumerate() {
-            let entry = page(block * BLOCK_ROWS as u32 + first, *count);
-            let rows = &packed.blocks[page_block(entry) as usize][page_first(entry) as usize..]
+        assert!(plan.blocks * BLOCK_ROWS < table.rows.len() * 11 / 10 + BLOCK_ROWS);
+        let mut blocks = Vec::new();
+        let collected = plan.each_block(&table, &rules, |number, block| {
+            assert_eq!(number, blocks.len());
+            blocks.push(*block);
+            Ok(())
+        });
+        assert!(collected.is_ok() && blocks.len() == plan.blocks);
+        for (index, planned) in plan.pages.iter().enumerate() {
+            let first = planned.block * BLOCK_ROWS + planned.first;
+            let entry = page(first as u32, planned.count);
+            let rows = &blocks[page_block(entry) as usize][page_first(entry) as usize..]
                 [..=page_last(entry) as usize];
             for low in [0, 1, 511, 1023] {
                 let after = rows.partition_point(|row| row_low(*row) <= low);
