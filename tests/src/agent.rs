@@ -197,6 +197,16 @@ impl Agent {
         Self::command()?.start()
     }
 
+    /// One that samples where it is asked to, and only there.
+    ///
+    /// # Errors
+    /// As [`AgentCommand::start`].
+    pub fn for_profiles() -> Result<Self> {
+        Self::command()?
+            .config("profile: {continuous: {hz: 0}}")
+            .start()
+    }
+
     /// Where its HTTP API listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -14,7 +14,10 @@
 //! | `TELLTALE_COLLECTOR` | the OpenTelemetry Collector built from `tests/workloads/collector` |
 //! | `TELLTALE_OPENSEARCH_CP` | a file with the class path of `tests/workloads/opensearch` |
 //! | `TELLTALE_ELASTICSEARCH_CP` | a file with the class path of `tests/workloads/elasticsearch` |
+//! | `TELLTALE_PROGRAMS` | a folder with programs that are compiled already (may be absent) |
+//! | `TELLTALE_PYTHON_3_14` | CPython 3.14, from `tests/workloads/cpython-3.14` |
 //! | `TELLTALE_PYTHONS` | further Python interpreters, separated by `:` (may be absent) |
+//! | `E2E_EMULATED` | anything, where the machine is emulated: times mean little there |
 //!
 //! From `PATH`: `nginx`, `apache2`, `ip`, `runc`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
 //! A missing prerequisite fails the test and says so; nothing is skipped.
@@ -35,6 +38,7 @@ pub mod metrics;
 pub mod network;
 pub mod otlp;
 pub mod prerequisite;
+pub mod programs;
 pub mod requests;
 pub mod script;
 pub mod server;
@@ -49,6 +53,17 @@ pub use metrics::{Metrics, Sample};
 pub use network::Network;
 pub use server::{NginxOptions, Server};
 pub use split::Split;
+
+/// Largest error of a share of the CPU time: a point; where the machine is emulated, and its timers
+/// are late in bunches, two and a half.
+#[must_use]
+pub fn share_tolerance() -> f64 {
+    if std::env::var_os("E2E_EMULATED").is_some() {
+        0.025
+    } else {
+        0.01
+    }
+}
 
 /// Calls `probe` until it succeeds, for at most `timeout`.
 ///

@@ -38,6 +38,14 @@ pub fn python(program: &str) -> Result<PathBuf> {
     from_variable("TELLTALE_VENV", &Path::new("bin").join(program))
 }
 
+/// CPython 3.14.
+///
+/// # Errors
+/// When it is not there.
+pub fn newest_python() -> Result<PathBuf> {
+    from_variable("TELLTALE_PYTHON_3_14", Path::new(""))
+}
+
 /// The `node_modules` folder with `package`.
 ///
 /// # Errors

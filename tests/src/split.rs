@@ -3,10 +3,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::child::{Child, free_port};
-use crate::prerequisite;
+use crate::programs;
 
 /// One of them, running.
 #[derive(Debug)]
@@ -38,15 +38,10 @@ impl Split {
     ///
     /// # Errors
     /// When the compiler refuses it.
-    pub fn compile(source: &str) -> Result<Compiled> {
+    pub fn compile(source: &'static str) -> Result<Compiled> {
         let folder = tempfile::tempdir()?;
         let service = format!("e2e-split-{}", free_port()?);
-        let status = Command::new(prerequisite::on_path("gcc")?)
-            .args(["-O2", "-g", "-fno-omit-frame-pointer", "-pthread", "-o"])
-            .arg(folder.path().join(&service))
-            .arg(prerequisite::workload(source))
-            .status()?;
-        ensure!(status.success(), "gcc failed: {status}");
+        programs::with_frame_pointers(source).make(&folder.path().join(&service))?;
         Ok(Compiled { folder, service })
     }
 }

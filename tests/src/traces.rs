@@ -1,21 +1,23 @@
-//! Stacks of a profile, as `go tool pprof` reads them.
+//! Stacks of a profile, from its pprof file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flate2::read::GzDecoder;
+use pprof::protos::{self, Message as _};
 
 use crate::agent::Agent;
-use crate::prerequisite;
 
 /// A stack and what is told about it.
 #[derive(Clone, Debug)]
 pub struct Trace {
-    /// Functions, leaf first.
+    /// Functions, leaf first, inlined ones too; the address of what has no name.
     pub functions: Vec<String>,
-    /// Their places, `FILE:LINE`; empty where there is none.
+    /// Their places, `FILE:LINE`, of which either part may be missing: `FILE`, `:LINE` or nothing.
     pub places: Vec<String>,
     /// The label `unwind`.
     pub unwind: String,
@@ -66,10 +68,26 @@ impl Traces {
         Self::read(&file)
     }
 
-    /// The samples that `go tool pprof -traces` lists.
+    /// The same by an agent that sees the process for a second before: where everything is slow,
+    /// some samples come before the rows of its files are loaded.
     ///
     /// # Errors
-    /// When there are none.
+    /// As [`Self::take`].
+    pub fn take_warm(agent: &Agent, pid: u32, seconds: u32, folder: &Path) -> Result<Self> {
+        let take = |seconds| {
+            let target = format!("/debug/pprof/profile?seconds={seconds}&hz=997&pid={pid}");
+            agent.get(&target)
+        };
+        take(1)?;
+        let file = folder.join("x.pb.gz");
+        fs::write(&file, take(seconds)?.body)?;
+        Self::read(&file)
+    }
+
+    /// The samples of a gzipped pprof protobuf.
+    ///
+    /// # Errors
+    /// When it is none, refers to what it does not hold, or has no samples.
     pub fn read(file: &Path) -> Result<Self> {
         Self::read_as(file, "samples")
     }
@@ -83,26 +101,13 @@ impl Traces {
     }
 
     fn read_as(file: &Path, sample_type: &str) -> Result<Self> {
-        let output = Command::new(prerequisite::on_path("go")?)
-            .args([
-                "tool",
-                "pprof",
-                "-traces",
-                "-lines",
-                "-unit=ns",
-                &format!("-sample_index={sample_type}"),
-            ])
-            .arg(file)
-            .output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let traces: Result<Vec<_>> = text
-            .split("-----------+")
-            .skip(1)
-            .map(Trace::parse)
-            .collect();
+        let mut bytes = Vec::new();
+        GzDecoder::new(File::open(file)?).read_to_end(&mut bytes)?;
+        let profile = Decoded::new(protos::Profile::decode(&*bytes)?);
+        let traces: Result<Vec<_>> = profile.samples(sample_type)?.collect();
         let mut traces = traces?;
         traces.retain(|trace| trace.count > 0);
-        ensure!(!traces.is_empty(), "no samples: {text}");
+        ensure!(!traces.is_empty(), "no samples");
         Ok(Self { traces })
     }
 
@@ -123,54 +128,78 @@ impl Traces {
     }
 }
 
-impl Trace {
-    fn parse(block: &str) -> Result<Self> {
-        let mut trace = Self {
+/// A profile whose locations and functions are found by number.
+struct Decoded {
+    profile: protos::Profile,
+    locations: HashMap<u64, usize>,
+    functions: HashMap<u64, usize>,
+}
+
+impl Decoded {
+    fn new(profile: protos::Profile) -> Self {
+        let locations = profile.location.iter().map(|location| location.id);
+        let functions = profile.function.iter().map(|function| function.id);
+        Self {
+            locations: locations.zip(0..).collect(),
+            functions: functions.zip(0..).collect(),
+            profile,
+        }
+    }
+
+    /// Its samples, counted by one of its types.
+    fn samples(&self, sample_type: &str) -> Result<impl Iterator<Item = Result<Trace>>> {
+        let types = self.profile.sample_type.iter();
+        let names: Result<Vec<_>> = types.map(|of| self.text(of.ty)).collect();
+        let value = names?.iter().position(|name| *name == sample_type);
+        let value = value.with_context(|| format!("the profile has no {sample_type}"))?;
+        let samples = self.profile.sample.iter();
+        Ok(samples.map(move |sample| self.trace(sample, value)))
+    }
+
+    fn trace(&self, sample: &protos::Sample, value: usize) -> Result<Trace> {
+        let count = sample.value.get(value).context("a sample has no value")?;
+        let mut trace = Trace {
             functions: Vec::new(),
             places: Vec::new(),
-            unwind: String::new(),
-            route: String::new(),
-            method: String::new(),
-            operation: String::new(),
-            count: 0,
+            unwind: self.label(sample, "unwind")?,
+            route: self.label(sample, "http_route")?,
+            method: self.label(sample, "http_method")?,
+            operation: self.label(sample, "db_operation")?,
+            count: u64::try_from(*count)?,
         };
-        for line in block.lines().skip(1) {
-            let words = line.trim();
-            let label = match words.split_once(':') {
-                Some(("unwind", _)) => Some(&mut trace.unwind),
-                Some(("http_route", _)) => Some(&mut trace.route),
-                Some(("http_method", _)) => Some(&mut trace.method),
-                Some(("db_operation", _)) => Some(&mut trace.operation),
-                _ => None,
-            };
-            if let (Some(label), Some((_, value))) = (label, words.split_once(':')) {
-                value.trim().clone_into(label);
-                continue;
+        for id in &sample.location_id {
+            let location = self.locations.get(id).context("an unknown location")?;
+            let location = &self.profile.location[*location];
+            if location.line.is_empty() {
+                trace.functions.push(format!("{:#x}", location.address));
+                trace.places.push(String::new());
             }
-            let count_of = |word: &str| word.trim_end_matches("ns").parse::<u64>().ok();
-            match words.split_once(char::is_whitespace) {
-                Some((word, function)) if let Some(count) = count_of(word) => {
-                    trace.count = count;
-                    trace.push(function);
-                }
-                // Labels come before the first function.
-                _ if trace.count > 0 && !words.is_empty() => trace.push(words),
-                _ => {}
+            for line in &location.line {
+                let function = self.functions.get(&line.function_id);
+                let function = &self.profile.function[*function.context("an unknown function")?];
+                let file = self.text(function.filename)?;
+                trace.functions.push(self.text(function.name)?.to_owned());
+                trace.places.push(match line.line {
+                    0 => file.to_owned(),
+                    line => format!("{file}:{line}"),
+                });
             }
         }
         Ok(trace)
     }
 
-    /// `NAME FILE:LINE (inline)`, of which the name may hold spaces and the rest be missing.
-    fn push(&mut self, text: &str) {
-        let text = text.trim().trim_end_matches(" (inline)");
-        let (name, place) = match text.rsplit_once(' ') {
-            Some((name, place)) if place.contains(':') && place.contains(['/', '.', '<']) => {
-                (name, place)
+    /// The text of a label; empty where there is none.
+    fn label(&self, sample: &protos::Sample, key: &str) -> Result<String> {
+        for label in &sample.label {
+            if self.text(label.key)? == key {
+                return Ok(self.text(label.str)?.to_owned());
             }
-            _ => (text, ""),
-        };
-        self.functions.push(name.to_owned());
-        self.places.push(place.to_owned());
+        }
+        Ok(String::new())
+    }
+
+    fn text(&self, index: i64) -> Result<&str> {
+        let text = self.profile.string_table.get(usize::try_from(index)?);
+        text.map(|text| &**text).context("an unknown string")
     }
 }

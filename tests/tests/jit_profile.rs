@@ -320,10 +320,11 @@ fn check_calls(agent: &Agent, flags: &[&str], may_be_inlined: bool) -> Result<()
         let own = trace.functions.iter().zip(&trace.places);
         // What is evaluated has no file, but a line. Between what has no name, somebody else may be.
         let own: Vec<_> = own
-            .filter_map(|(name, place)| match name.rsplit_once(" :") {
-                Some((name, _)) => Some(name),
-                None if UNNAMED.contains(&&**name) => Some(UNNAMED[0]),
-                None => place.contains("calls.js:").then_some(&**name),
+            .filter_map(|(name, place)| {
+                if UNNAMED.contains(&&**name) {
+                    return Some(UNNAMED[0]);
+                }
+                (place.starts_with(':') || place.contains("calls.js:")).then_some(&**name)
             })
             .collect();
         for pair in own.windows(2).filter(|pair| !pair.contains(&UNNAMED[0])) {
@@ -364,16 +365,11 @@ fn check_short_lives(agent: &Agent) -> Result<()> {
     let mut named = 0;
     for trace in &profile.traces {
         for (name, place) in trace.functions.iter().zip(&trace.places) {
-            // Without a line, the file stands behind the name.
-            let (name, place) = match name.split_once(' ') {
-                Some((name, file)) => (name, file),
-                None => (&**name, &**place),
-            };
             if let Some(number) = name.strip_prefix("churn_") {
                 let file = format!("<churn_{number}>");
                 let line = number.parse::<u32>()? % 7 + 1;
                 ensure!(
-                    place == file || place == format!("{file}:{line}"),
+                    *place == file || *place == format!("{file}:{line}"),
                     "{name} in {place}"
                 );
                 named += trace.count;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::traces::Traces;
 use e2e::{Agent, Split, prerequisite};
 
 /// Share of the CPU time that each function and what it calls are given by
@@ -63,7 +64,9 @@ fn cumulative_samples(profile: &Path) -> Result<(BTreeMap<String, f64>, f64)> {
         // flat flat% sum% cum cum% name
         let fields: Vec<_> = line.split_whitespace().collect();
         if let [_, _, _, cumulative, _, name @ ..] = fields.as_slice() {
-            samples.insert(name.join(" "), cumulative.parse()?);
+            let name = name.join(" ");
+            let name = name.trim_end_matches(" (inline)");
+            samples.insert(name.to_owned(), cumulative.parse()?);
         }
     }
     Ok((samples, total.parse()?))
@@ -71,6 +74,13 @@ fn cumulative_samples(profile: &Path) -> Result<(BTreeMap<String, f64>, f64)> {
 
 fn check_shares(profile: &Path) -> Result<()> {
     let (samples, total) = cumulative_samples(profile)?;
+    // The other suites read profiles by themselves.
+    let read = Traces::read(profile)?;
+    // What has no name is listed by its file.
+    for (name, count) in samples.iter().filter(|(name, _)| !name.starts_with('[')) {
+        let own = read.count(|trace| trace.has(name));
+        ensure!(own == *count, "{name}: {own} samples, by pprof {count}");
+    }
     ensure!(total >= 500.0, "{total} samples are too few to tell");
     for (name, expected) in SHARES {
         let share = samples.get(name).copied().unwrap_or_default() / total;

@@ -5,7 +5,6 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # tracefs and bpffs stay unmounted: the agent has to cope.
 ifconfig lo 127.0.0.1 up

@@ -1,14 +1,15 @@
 //! `cargo xtask kernels`: the agent on Debian's stock kernels, in QEMU.
 //!
-//! Each guest boots a kernel with nothing but busybox, a static agent and static end-to-end suites.
-//! It runs `telltale check`, counts requests between busybox's httpd and wget, takes a profile, and
-//! up to 6.19 runs the suites with each tap of the kernel. Emulated: times mean nothing there.
+//! Each guest boots a kernel with nothing but busybox, a static agent, static end-to-end suites and
+//! the programs that these run. It runs `telltale check`, counts requests between busybox's httpd and
+//! wget, takes a profile, and up to 6.19 runs the suites: what a tap sees with each tap of the kernel,
+//! the others once. Emulated: times mean nothing there.
 
 mod debian;
+mod root;
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt as _;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -19,6 +20,7 @@ use clap::Args;
 use crate::command::{cargo, output, run};
 use crate::{host, paths};
 use debian::Kernel;
+use root::Root;
 
 /// Suites of Debian and what they boot: 5.10, 6.1, 6.12 (twice) and the newest two.
 const SUITES: [&str; 6] = [
@@ -31,15 +33,27 @@ const SUITES: [&str; 6] = [
 ];
 
 /// A guest that hangs is ended after so many seconds.
-const GUEST_SECONDS: u32 = 420;
+const GUEST_SECONDS: u32 = 900;
 
-/// End-to-end suites whose client and server are the test itself, and what of them needs more.
-const END_TO_END: [&str; 2] = ["exchanges", "sockets"];
-const SKIPPED: [&str; 2] = [
+/// End-to-end suites that run with each tap: client and server are the test itself.
+const OF_TAPS: [&str; 2] = ["exchanges", "sockets"];
+/// Those that run once.
+const ONCE: [&str; 4] = ["accounting", "transfers", "unwind", "python_profile"];
+
+/// What of them needs more than a guest has.
+const SKIPPED: [&str; 8] = [
     // nginx and hey
     "short_connections_are_each_counted",
     // chooses its tap
     "the_walk_from_descriptor_to_socket_finds_the_same",
+    // other compilers and files, which differ for no kernel
+    "a_stripped_program_has_its_shares_and_depth",
+    "c_by_clang_has_its_shares_and_depth",
+    "a_static_program_with_musl_has_its_shares_and_depth",
+    "cpp_with_exceptions_has_its_shares_and_depth",
+    // the environment with the servers
+    "a_process_that_has_just_begun_is_there_and_so_is_one_in_a_pid_namespace",
+    "a_service_shows_its_handlers",
 ];
 
 /// A busy host is late with the emulated timer, which the kernel would take for a broken one.
@@ -74,11 +88,11 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
         Some(agent) => agent.clone(),
         None => build_static_agent()?,
     };
-    let end_to_end = if arguments.no_suites {
-        Vec::new()
-    } else {
-        build_static_suites()?
-    };
+    let mut root = Root::new(&agent)?;
+    if !arguments.no_suites {
+        add_suites(&mut root)?;
+    }
+    let initramfs = root.pack(&paths::target().join("kernels"))?;
     let suites = match arguments.suites.as_slice() {
         [] => SUITES.map(str::to_owned).to_vec(),
         suites => suites.to_vec(),
@@ -89,7 +103,7 @@ pub(crate) fn kernels(arguments: &Kernels) -> Result<ExitCode> {
         let folder = paths::target().join("kernels").join(suite);
         let kernel = debian::newest_kernel(suite, &folder)?;
         let start = Instant::now();
-        let guest = boot(&kernel, &agent, &end_to_end, &folder)?;
+        let guest = boot(&kernel, &initramfs)?;
         let seconds = start.elapsed().as_secs();
         failed += u32::from(!guest.succeeded);
         let verdict = if guest.succeeded { "ok" } else { "FAILED" };
@@ -132,11 +146,12 @@ fn build_static_agent() -> Result<PathBuf> {
     Ok(paths::target().join(agent))
 }
 
-/// The suites' executables, likewise.
-fn build_static_suites() -> Result<Vec<PathBuf>> {
+/// The suites, likewise, and what they run.
+fn add_suites(root: &mut Root) -> Result<()> {
+    let names = [&OF_TAPS[..], &ONCE].concat();
     let mut build = static_cargo("test");
     build.args(["--no-run", "--message-format", "json", "--package", "e2e"]);
-    for suite in END_TO_END {
+    for suite in &names {
         build.args(["--test", suite]);
     }
     // Each line that is not about an executable has none.
@@ -146,15 +161,31 @@ fn build_static_suites() -> Result<Vec<PathBuf>> {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             let name = message.pointer("/target/name")?.as_str()?;
             let executable = message.get("executable")?.as_str()?;
-            END_TO_END
-                .contains(&name)
-                .then(|| PathBuf::from(executable))
+            Some((name.to_owned(), PathBuf::from(executable)))
         })
-        .collect::<Vec<_>>();
-    if executables.len() != END_TO_END.len() {
-        bail!("cargo built {executables:?} of the suites {END_TO_END:?}");
+        .collect::<BTreeMap<_, _>>();
+    let executable = |name: &str| {
+        executables
+            .get(name)
+            .with_context(|| format!("cargo built no {name}"))
+    };
+    for (folder, suites) in [("suites", &OF_TAPS[..]), ("suites-once", &ONCE)] {
+        for suite in suites {
+            // Some tell the agent what they are called, which ends with a number of cargo's.
+            let file = executable(suite)?;
+            let name = file.file_name().context("a suite has a name")?;
+            root.add(file, &Path::new("/").join(folder).join(name))?;
+        }
     }
-    Ok(executables)
+    root.write(
+        "/skipped",
+        &SKIPPED.map(|test| format!("--skip\n{test}\n")).concat(),
+    )?;
+    root.add_programs(executable("compile_programs")?)?;
+    root.add_folder(&paths::root().join("tests/workloads"), |name| {
+        matches!(name.extension().and_then(OsStr::to_str), Some("c" | "py"))
+    })?;
+    root.add_pythons()
 }
 
 fn static_cargo(command: &str) -> Command {
@@ -166,9 +197,7 @@ fn static_cargo(command: &str) -> Command {
     cargo
 }
 
-fn boot(kernel: &Kernel, agent: &Path, suites: &[PathBuf], folder: &Path) -> Result<Guest> {
-    let initramfs = folder.join("initramfs.cpio");
-    write_initramfs(agent, suites, &initramfs)?;
+fn boot(kernel: &Kernel, initramfs: &Path) -> Result<Guest> {
     let guest = Command::new("timeout")
         .arg(GUEST_SECONDS.to_string())
         .args([
@@ -191,7 +220,7 @@ fn boot(kernel: &Kernel, agent: &Path, suites: &[PathBuf], folder: &Path) -> Res
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-initrd")
-        .arg(&initramfs)
+        .arg(initramfs)
         .args(["-append", KERNEL_PARAMETERS])
         .stdin(Stdio::null())
         .output()
@@ -211,34 +240,4 @@ fn boot(kernel: &Kernel, agent: &Path, suites: &[PathBuf], folder: &Path) -> Res
         suites: all_after("GUEST-SUITES"),
         console,
     })
-}
-
-/// Packs busybox, the agent, the suites and the two scripts.
-fn write_initramfs(agent: &Path, suites: &[PathBuf], initramfs: &Path) -> Result<()> {
-    let root = tempfile::tempdir()?;
-    for folder in ["bin", "proc", "sys", "dev", "tmp", "run", "etc", "suites"] {
-        fs::create_dir(root.path().join(folder))?;
-    }
-    let busybox = host::find("busybox").context("busybox is not installed")?;
-    fs::copy(busybox, root.path().join("bin/busybox"))?;
-    fs::copy(agent, root.path().join("bin/telltale"))?;
-    for suite in suites {
-        let name = suite.file_name().context("a suite has a name")?;
-        fs::copy(suite, root.path().join("suites").join(name))?;
-    }
-    let skipped = SKIPPED.map(|test| format!("--skip\n{test}\n")).concat();
-    fs::write(root.path().join("skipped"), skipped)?;
-    let init = root.path().join("init");
-    fs::write(&init, include_str!("init.sh"))?;
-    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
-    fs::write(root.path().join("payload.sh"), include_str!("payload.sh"))?;
-    let status = Command::new("sh")
-        .args(["-c", "find . | cpio --create --format=newc --quiet"])
-        .current_dir(root.path())
-        .stdout(File::create(initramfs)?)
-        .status()?;
-    if !status.success() {
-        bail!("cpio failed: {status}");
-    }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -86,6 +87,23 @@ pub(crate) fn python_environment() -> Result<PathBuf> {
     Ok(folder.value())
 }
 
+/// CPython 3.14, made where it is not there.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn newest_python() -> Result<PathBuf> {
+    let mut folders = FOLDERS.iter();
+    let folder = folders
+        .find(|folder| matches!(folder.recipe, Recipe::MavenPython))
+        .context("no such Python is listed")?;
+    if !folder.is_fresh() {
+        host::install_packages(&BTreeSet::from(["maven"]))?;
+        println!("making {}: {}", folder.path().display(), folder.what);
+        folder.make()?;
+    }
+    Ok(folder.value())
+}
+
 /// Folder of all that the tests need and the system does not hold.
 fn tools() -> PathBuf {
     paths::target().join("test-tools")
@@ -103,6 +121,10 @@ impl Folder {
             Recipe::Node => self.path().join("node_modules"),
             Recipe::Go => self.path().join("otelcol"),
             Recipe::Maven => self.path().join("classpath"),
+            Recipe::MavenPython => {
+                let unpacked = "org/bytedeco/cpython/linux-x86_64/bin/python3.14";
+                self.path().join(unpacked)
+            }
         }
     }
 
@@ -175,6 +197,16 @@ impl Folder {
                     .arg(format!("-Dmdep.outputFile={}", self.value().display()))
                     .current_dir(self.source_folder()?))?;
             }
+            Recipe::MavenPython => {
+                run(Command::new("mvn")
+                    .args(["--batch-mode", "--quiet"])
+                    .arg("dependency:unpack-dependencies")
+                    .arg(format!("-DoutputDirectory={}", folder.display()))
+                    .current_dir(self.source_folder()?))?;
+                // An archive of Java's tells of no permissions.
+                let executable = fs::Permissions::from_mode(0o755);
+                fs::set_permissions(self.value(), executable)?;
+            }
         }
         // Last: what was interrupted is made anew.
         fs::write(self.stamp(), self.content()?)?;
@@ -196,7 +228,7 @@ impl Recipe {
             Self::Python => "pip",
             Self::Node => "npm",
             Self::Go => "go",
-            Self::Maven => "mvn",
+            Self::Maven | Self::MavenPython => "mvn",
         }
     }
 }

@@ -15,8 +15,8 @@ use clap::Args;
 use crate::command::cargo;
 use crate::run::build_agent;
 use crate::{host, paths};
-pub(crate) use install::python_environment;
 use install::{Variable, prepare};
+pub(crate) use install::{newest_python, python_environment};
 use outcome::{Outcome, print_summary};
 
 #[derive(Args)]

@@ -51,11 +51,9 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("musl-gcc", "musl-tools", UNWIND),
     program("strip", "binutils", UNWIND),
     program("go", "golang-go", UNWIND),
-    program("go", "golang-go", PYTHON_PROFILE),
+    program("mvn", "maven", PYTHON_PROFILE),
     program("unshare", "util-linux", PYTHON_PROFILE),
-    program("go", "golang-go", PROFILE_LABELS),
     program("javac", "default-jdk-headless", PROFILE_LABELS),
-    program("go", "golang-go", JIT_PROFILE),
     program("node", "nodejs", JIT_PROFILE),
     program("javac", "default-jdk-headless", JIT_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
@@ -184,6 +182,8 @@ pub(crate) enum Recipe {
     Go,
     /// A file with a Java class path, from a Maven project.
     Maven,
+    /// An interpreter that a Maven project depends on.
+    MavenPython,
 }
 
 pub(crate) const FOLDERS: &[Folder] = &[
@@ -194,6 +194,14 @@ pub(crate) const FOLDERS: &[Folder] = &[
         sources: &["requirements.txt"],
         recipe: Recipe::Python,
         suites: PYTHON,
+    },
+    Folder {
+        what: "CPython 3.14",
+        name: "cpython-3.14",
+        variable: "TELLTALE_PYTHON_3_14",
+        sources: &["cpython-3.14/pom.xml"],
+        recipe: Recipe::MavenPython,
+        suites: PYTHON_PROFILE,
     },
     Folder {
         what: "Node servers and clients",
