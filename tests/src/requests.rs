@@ -2,12 +2,13 @@
 //! own, and which route the samples of that function carry.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::Agent;
 use crate::client::{Client, Request};
+use crate::eventually;
 use crate::server::Server;
 use crate::traces::{Trace, Traces};
 
@@ -74,6 +75,19 @@ pub fn agent() -> Result<Agent> {
     Agent::command()?
         .config("profile: {continuous: {hz: 0}}")
         .start()
+}
+
+/// The first process that the server's own one started, which answers in its place.
+///
+/// # Errors
+/// When there is none for ten seconds.
+pub fn worker(server: &Server) -> Result<u32> {
+    let pid = server.pid();
+    eventually(Duration::from_secs(10), || {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let child = children.split_ascii_whitespace().next();
+        Ok(child.context("no worker")?.parse()?)
+    })
 }
 
 /// What `/debug/pprof/{query}` answers.

@@ -370,6 +370,18 @@ fn a_command_that_fails_says_why_and_leaves_files_alone() -> Result<()> {
             "998",
         ),
         (&[], folder.path().join("x.svg"), 2, "--pid"),
+        (
+            &["--all", "--route", "users"],
+            folder.path().join("x.svg"),
+            2,
+            "--route is \"users\"",
+        ),
+        (
+            &["--cgroup", "system.slice"],
+            folder.path().join("x.svg"),
+            2,
+            "--cgroup is",
+        ),
         (&["--pid", "4194305"], kept.clone(), 1, "4194305"),
         (
             &["--service", "e2e-none"],

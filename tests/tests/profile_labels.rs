@@ -5,9 +5,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, agent, traces};
-use e2e::{Agent, NginxOptions, Server, eventually, prerequisite};
+use anyhow::{Result, ensure};
+use e2e::requests::{Counts, Load, ROUTES, Route, agent, traces, worker};
+use e2e::{Agent, NginxOptions, Server, prerequisite};
 
 /// Requests that let others have their turn.
 const TURNS: [Route; 2] = [("/turns/a/{id}", "spend_a"), ("/turns/b/{id}", "spend_b")];
@@ -41,15 +41,6 @@ fn profile(
     })
 }
 
-/// The first process that `pid` started.
-fn worker(pid: u32) -> Result<u32> {
-    eventually(Duration::from_secs(10), || {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let child = children.split_ascii_whitespace().next();
-        Ok(child.context("no worker")?.parse()?)
-    })
-}
-
 #[test]
 fn nginx() -> Result<()> {
     let server = Server::nginx(NginxOptions::default())?;
@@ -61,7 +52,7 @@ fn nginx() -> Result<()> {
     let agent = agent()?;
     let routes = [("/a/{id}", "deflate"), ("/b/{id}", "pcre2_match_8")];
     let paths: &[&str] = &["/a", "/b"];
-    let worker = worker(server.pid())?;
+    let worker = worker(&server)?;
     let counts = profile(&agent, &server, worker, (paths, 4), &routes)?;
     ensure!(counts.labelled() > LABELLED, "{counts:?}");
     Ok(())

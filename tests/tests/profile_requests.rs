@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, agent, calls, get, traces};
+use e2e::requests::{Counts, Load, ROUTES, Route, agent, calls, get, traces, worker};
 use e2e::traces::Traces;
-use e2e::{Agent, Client, Request, Server, eventually};
+use e2e::{Agent, Client, Request, Server};
 
 /// How long requests come before what is kept is asked for.
 const LOADED: Duration = Duration::from_secs(4);
@@ -18,16 +18,6 @@ const fn closing(connections: usize) -> Load<'static> {
         connections,
         closing: true,
     }
-}
-
-/// The process of gunicorn that answers, which comes some time after the one that listens.
-fn worker(server: &Server) -> Result<u32> {
-    let pid = server.pid();
-    eventually(Duration::from_secs(10), || {
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let child = children.split_ascii_whitespace().next();
-        Ok(child.context("no worker")?.parse()?)
-    })
 }
 
 #[test]

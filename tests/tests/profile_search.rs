@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::cluster::{Node, OPENSEARCH};
-use e2e::requests::{Load, agent, calls, traces};
+use e2e::requests::{Load, agent, calls, traces, worker};
 use e2e::traces::Traces;
-use e2e::{Agent, Client, Request, Server, eventually};
+use e2e::{Agent, Client, Request, Server};
 
 /// A function, and the labels `http_route` and `db_operation` of whatever it calls while a call of the
 /// cluster is in flight.
@@ -52,16 +52,6 @@ fn get(server: &Server, path: &str) -> Result<String> {
 fn told(server: &Server, function: &str) -> Result<u64> {
     let told: serde_json::Value = serde_json::from_str(&get(server, "/told")?)?;
     Ok(told[function].as_u64().unwrap_or(0))
-}
-
-/// The process of gunicorn that answers.
-fn worker(server: &Server) -> Result<u32> {
-    let pid = server.pid();
-    eventually(Duration::from_secs(10), || {
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let child = children.split_ascii_whitespace().next();
-        Ok(child.context("no worker")?.parse()?)
-    })
 }
 
 #[test]

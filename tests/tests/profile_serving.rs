@@ -133,7 +133,7 @@ fn ranges_of_time_are_told_apart() -> Result<()> {
     }
     ensure!(counts.iter().all(|count| *count > 30), "{counts:?}: {diff}");
     let svg = get(&agent, &format!("diff?{services}&from=now-1m"))?;
-    ensure!(svg.contains("compared with") && svg.contains("<title>spend_fifty ("));
+    ensure!(svg.contains("compared with CPU of") && svg.contains("<title>spend_fifty ("));
 
     let windows = format!("base_from=now-1m&base_to={between}&from={between}");
     let diff = get(&agent, &format!("diff?{windows}&format=folded"))?;

@@ -56,7 +56,9 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
             }
         },
     };
-    let is_filtered = !request.selector.work.is_any();
+    let invalid = |error| ConfigError::Usage(format!("--{error}"));
+    request.selector.validate().map_err(invalid)?;
+    let nothing = nothing(args);
     let name = args.output.display();
     let cannot_write = || format!("cannot write `{name}`");
     // Before anything is sampled: a folder that can't be written to is the commonest mistake.
@@ -80,7 +82,7 @@ pub async fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     });
     match written {
         Ok(profile) => {
-            println!("{}", summary(&profile, &args.output, is_filtered));
+            println!("{}", summary(&profile, &args.output, nothing));
             Ok(())
         }
         Err(error) => {
@@ -174,8 +176,20 @@ fn progress_bar(duration: Duration) -> ProgressBar {
         .with_message("sampling")
 }
 
+/// What a profile without samples means.
+const fn nothing(args: &ProfileArgs) -> &'static str {
+    let is_of_work = args.route.is_some() || args.method.is_some() || args.operation.is_some();
+    match (is_of_work, args.thread.is_some(), args.off_cpu) {
+        (true, ..) => "nothing that was sampled is proven to be of such a request",
+        (false, true, false) => "no thread of that name ran on a CPU",
+        (false, true, true) => "no thread of that name waited",
+        (false, false, false) => "it did not run on a CPU",
+        (false, false, true) => "it did not wait",
+    }
+}
+
 /// One line on what was written.
-fn summary(profile: &Profile, output: &Path, is_filtered: bool) -> String {
+fn summary(profile: &Profile, output: &Path, nothing: &str) -> String {
     let unnamed = profile
         .frames
         .iter()
@@ -204,11 +218,7 @@ fn summary(profile: &Profile, output: &Path, is_filtered: bool) -> String {
         ));
     }
     if profile.samples.is_empty() {
-        line.push_str(match profile.kind {
-            _ if is_filtered => " (nothing that was sampled is proven to be of that request)",
-            Kind::Cpu => " (it did not run on a CPU while it was watched)",
-            Kind::OffCpu => " (it did not wait while it was watched)",
-        });
+        line.push_str(&format!(" ({nothing} while it was watched)"));
     }
     line
 }

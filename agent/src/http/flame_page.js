@@ -44,6 +44,7 @@ if (source) {
   }
 
   const label = (at) => (at.name < 0 ? "all" : data.names[at.name]);
+  const isKernel = (at) => label(at).endsWith("_[k]");
   const share = (count, of) => `${((count * 100) / of).toFixed(1)} %`;
 
   // Warm for user code, blue for the kernel, grey where there is no name; a name keeps its shade.
@@ -112,9 +113,9 @@ if (source) {
 
   function tell() {
     const parts = [];
-    if (view.focus !== root) parts.push(`${label(view.focus)}: ${share(view.focus.count, root.count)}`);
     if (view.needle !== "") parts.push(`${share(found(), view.focus.count)} match`);
-    status.textContent = parts.join(" · ");
+    if (view.focus !== root) parts.push(`${share(view.focus.count, root.count)} ${label(view.focus)}`);
+    status.title = status.textContent = parts.join(" · ");
   }
 
   function fillTable() {
@@ -129,7 +130,11 @@ if (source) {
         sum.total += at.count;
         path.add(name);
       }
-      for (const child of at.children.values()) visit(child, path);
+      for (const child of at.children.values()) {
+        // All waits end in the scheduler: they are those of the function that called the kernel.
+        if (data.is_of_waits && isKernel(child) && !isKernel(at)) sum.own += child.count;
+        else visit(child, path);
+      }
       if (!isRecursion) path.delete(name);
     };
     for (const service of view.focus === root ? root.children.values() : [view.focus]) {
@@ -212,8 +217,9 @@ if (source) {
     const counts = names.map((name, number) => ({ name, number, count: 0 }));
     for (const stack of data.stacks) counts[stack[by]].count += stack.count;
     counts.sort((a, b) => b.count - a.count);
+    const total = counts.reduce((sum, { count }) => sum + count, 0);
     for (const { name, number, count } of counts) {
-      if (count > 0) select.add(new Option(`${name || "no request told"} (${count})`, number));
+      if (count > 0) select.add(new Option(`${name || "no request told"} (${share(count, total)})`, number));
     }
   }
   offer(thread, data.threads, "thread");

@@ -109,7 +109,7 @@ impl fmt::Display for ProfileRequest {
             }
             ProfileTime::Past { from, to } => {
                 let (from, to) = (clock_time(from), clock_time(to));
-                write!(formatter, "CPU of {selector}, {from} to {to}")
+                write!(formatter, "CPU of {selector}, {from} to {to} UTC")
             }
         }
     }
@@ -229,17 +229,8 @@ impl Profiler {
     /// Checks what can be checked before anything is attached. Who was profiled in the past may be
     /// gone by now.
     fn validate(&self, request: &ProfileRequest) -> Result<(), ProfileError> {
-        request.selector.work.validate()?;
+        request.selector.validate()?;
         let target = &request.selector.target;
-        match target {
-            Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {
-                return Err(ProfileError::ContainerId(id.clone()));
-            }
-            Target::Cgroup(path) if !path.starts_with('/') => {
-                return Err(ProfileError::CgroupPath(path.clone()));
-            }
-            _ => {}
-        }
         let duration = match request.time {
             ProfileTime::Next { hz, .. } if !(1..=MAX_HZ).contains(&hz) => {
                 return Err(ProfileError::Hz(hz));
@@ -343,5 +334,5 @@ fn clock_time(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     let seconds = since.unwrap_or_default().as_secs();
     let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
-    format!("{hours:02}:{minutes:02}:{:02} UTC", seconds % 60)
+    format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
 }

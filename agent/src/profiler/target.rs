@@ -10,7 +10,7 @@ use profile::{Thread, Work};
 use protocol::elasticsearch::is_operation;
 use protocol::known_method;
 
-use super::{MAX_LISTED, ProfileError};
+use super::{MAX_LISTED, MIN_CONTAINER_ID_LEN, ProfileError};
 use crate::process::Process;
 
 /// Most cgroups of one process: a host has about a dozen hierarchies at the most.
@@ -88,7 +88,7 @@ impl WorkFilter {
     ///
     /// # Errors
     /// What there can't be.
-    pub(super) fn validate(&self) -> Result<(), ProfileError> {
+    fn validate(&self) -> Result<(), ProfileError> {
         let is_route = |route: &String| route.starts_with(['/', '*', '{']);
         if let Some(route) = self.route.as_ref().filter(|route| !is_route(route)) {
             return Err(ProfileError::Route(route.clone()));
@@ -217,6 +217,22 @@ fn cgroups(lines: &str) -> Box<[Box<str>]> {
 }
 
 impl Selector {
+    /// Whether there can be such samples, on any host.
+    ///
+    /// # Errors
+    /// What there can't be; the message begins with the key of what is wrong.
+    pub fn validate(&self) -> Result<(), ProfileError> {
+        match &self.target {
+            Target::Container(id) if id.len() < MIN_CONTAINER_ID_LEN => {
+                Err(ProfileError::ContainerId(id.clone()))
+            }
+            Target::Cgroup(path) if !path.starts_with('/') => {
+                Err(ProfileError::CgroupPath(path.clone()))
+            }
+            _ => self.work.validate(),
+        }
+    }
+
     /// Is it a sample that is meant? Where only its work is another one, `other` takes note of that.
     pub(super) fn includes(
         &self,

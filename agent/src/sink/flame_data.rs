@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use profile::{Profile, Sample};
+use profile::{Kind, Profile, Sample};
 use serde::Serialize;
 
 use super::flamegraph::names;
@@ -12,6 +12,8 @@ use super::flamegraph::names;
 pub struct FlameData {
     /// Of counts, in words.
     pub unit: &'static str,
+    /// Whether it is of waits.
+    pub is_of_waits: bool,
     /// Functions; those of the kernel end in `_[k]`.
     pub names: Vec<String>,
     /// Names of threads.
@@ -80,6 +82,7 @@ impl FlameData {
         stacks.sort_by(|a, b| (&a.names, key(a)).cmp(&(&b.names, key(b))));
         Self {
             unit: profile.kind.unit(),
+            is_of_waits: profile.kind == Kind::OffCpu,
             names: functions.texts,
             threads: threads.texts,
             work: works.texts,

@@ -9,7 +9,7 @@ use inferno::flamegraph::{self, Options};
 use profile::{Frame, Kind, Profile, Sample};
 
 /// Ends the name of a kernel function, as flamegraphs of other profilers do.
-const KERNEL_SUFFIX: &str = "_[k]";
+pub(super) const KERNEL_SUFFIX: &str = "_[k]";
 
 /// Folded stacks, one a line, in alphabetical order; each ends with its number of samples.
 #[must_use]

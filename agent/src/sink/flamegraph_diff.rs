@@ -75,7 +75,7 @@ fn only_service(profile: &Profile) -> Option<&str> {
 }
 
 fn svg(before: Titled<'_>, after: Titled<'_>) -> io::Result<Vec<u8>> {
-    let title = format!("{} compared with {}", after.1, before.1);
+    let title = after.1.to_owned();
     let samples = [before.0, after.0].map(Profile::sample_count);
     if samples[1] == 0 {
         return Ok(empty_svg(&title));
@@ -84,10 +84,11 @@ fn svg(before: Titled<'_>, after: Titled<'_>) -> io::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title;
     options.subtitle = Some(format!(
-        "{} samples in {:.0} s, before: {} samples in {:.0} s, scaled to as many; red has more than \
-         before, blue less",
+        "{} samples in {:.0} s · compared with {}: {} samples in {:.0} s, scaled to as many · red has \
+         more than it, blue less",
         samples[1],
         after.0.duration.as_secs_f64(),
+        before.1,
         samples[0],
         before.0.duration.as_secs_f64(),
     ));
@@ -139,7 +140,10 @@ mod tests {
         after.samples[1].count = 2;
         let svg = DiffFormat::Svg.encode((&before, "CPU of a"), (&after, "CPU of b"));
         let svg = String::from_utf8(svg.unwrap()).unwrap();
-        assert!(svg.contains("CPU of b compared with CPU of a"), "{svg}");
+        assert!(
+            svg.contains(">CPU of b<") && svg.contains("compared with CPU of a: "),
+            "{svg}"
+        );
         let colour = |name: &str| {
             let (_, rest) = svg.split_once(&format!("<title>{name} (")).unwrap();
             let (_, rest) = rest.split_once("fill=\"rgb(").unwrap();

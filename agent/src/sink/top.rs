@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use profile::Profile;
+use profile::{Kind, Profile};
 
-use super::flamegraph::names;
+use super::flamegraph::{KERNEL_SUFFIX, names};
 
 /// A function's samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub struct Row {
     pub total: u64,
 }
 
-/// Every function of the profile, the busiest first.
+/// Every function of the profile, the busiest first. All waits end in the scheduler: of those, what the
+/// kernel does for a program's function is that function's own, and no function for itself.
 #[must_use]
 pub fn rows(profile: &Profile) -> Vec<Row> {
     let names: Vec<Vec<Arc<str>>> = profile
@@ -37,6 +38,11 @@ pub fn rows(profile: &Profile) -> Vec<Row> {
                 .filter_map(|at| names.get(*at))
                 .flatten(),
         );
+        if profile.kind == Kind::OffCpu
+            && let Some(user) = met.iter().position(|name| !name.ends_with(KERNEL_SUFFIX))
+        {
+            met.drain(..user);
+        }
         if let Some(leaf) = met.first() {
             rows.entry(leaf).or_default().0 += sample.count;
         }
@@ -62,6 +68,24 @@ pub fn rows(profile: &Profile) -> Vec<Row> {
 mod tests {
     use super::*;
     use crate::sink::profile_fixture::profile;
+
+    #[test]
+    fn waits_belong_to_the_function_that_called_the_kernel() {
+        let mut profile = profile();
+        profile.kind = Kind::OffCpu;
+        let rows = rows(&profile);
+        let own = |name: &str| {
+            rows.iter()
+                .find(|row| *row.name == *name)
+                .map(|row| row.own)
+        };
+        assert_eq!(own("inlined"), Some(3));
+        assert_eq!(own("vfs_read_[k]"), None);
+        // A thread of the kernel has no function of a program.
+        let kernel_only = profile.samples[0].frames[..1].to_vec();
+        profile.samples[0].frames = kernel_only;
+        assert_eq!(&*super::rows(&profile)[0].name, "vfs_read_[k]");
+    }
 
     #[test]
     fn own_samples_are_the_leafs_and_totals_count_a_recursion_once() {
