@@ -1,5 +1,5 @@
 //! Stacks of code that a runtime compiled while it ran: Node and Java programs whose split of CPU
-//! time and whose depth are known.
+//! time and whose depth are known; LuaJIT and PyPy, whose functions have no names.
 
 use std::collections::HashSet;
 use std::fs;
@@ -412,4 +412,28 @@ fn functions_that_java_lists_while_it_is_sampled_have_their_names() -> Result<()
     check_complete("java, unlisted", &unlisted, marked)?;
     check_shares("java", &profile)?;
     check_complete("java", &profile, |trace| has(trace, "burn"))
+}
+
+/// What tells nothing of its functions is marked with its name.
+#[test]
+fn what_luajit_and_pypy_compile_is_marked() -> Result<()> {
+    for (runtime, script, mark) in [
+        ("luajit", "spin.lua", "[jit luajit]"),
+        ("pypy3", "spin.py", "[jit pypy]"),
+    ] {
+        let mut command = Command::new(prerequisite::on_path(runtime)?);
+        command.arg(prerequisite::workload(script)).arg(LIFE);
+        let program = Program::start(runtime, command, tempfile::tempdir()?)?;
+        // The loop is compiled by then.
+        std::thread::sleep(Duration::from_millis(500));
+        let profile = program.profile(1)?;
+        let total = profile.count(|_| true);
+        let marked = profile.count(|trace| trace.has(mark));
+        println!("{runtime}: {marked} of {total}, {:?}", profile.outcomes());
+        ensure!(
+            total >= 200.0 && marked >= 0.8 * total,
+            "{runtime}: {marked} of {total} in {mark}"
+        );
+    }
+    Ok(())
 }

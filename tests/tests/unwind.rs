@@ -192,19 +192,12 @@ fn go_is_followed_from_one_stack_to_another() -> Result<()> {
     let total = profile.count(|_| true);
     let whole = profile.count(|sample| sample.unwind == "complete");
     let across = profile.count(|sample| {
-        sample.unwind == "complete"
-            && [
-                "runtime.systemstack",
-                "runtime.gcBgMarkWorker",
-                "runtime.goexit",
-            ]
-            .iter()
-            .all(|name| {
-                sample
-                    .functions
-                    .iter()
-                    .any(|function| function.starts_with(name))
-            })
+        let calls = sample.functions.windows(2);
+        // The one that asked for the other stack is there as well.
+        let mut across = calls.filter(|pair| {
+            pair[0].starts_with("runtime.systemstack") && pair[1] == "runtime.gcBgMarkWorker"
+        });
+        sample.unwind == "complete" && across.next().is_some() && sample.has("runtime.goexit")
     });
     println!(
         "garbage: {total} samples, {:?}, {across} across",

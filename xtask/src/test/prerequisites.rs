@@ -55,6 +55,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("unshare", "util-linux", PYTHON_PROFILE),
     program("javac", "default-jdk-headless", PROFILE_LABELS),
     program("node", "nodejs", JIT_PROFILE),
+    program("luajit", "luajit", JIT_PROFILE),
+    program("pypy3", "pypy3", JIT_PROFILE),
     program("javac", "default-jdk-headless", JIT_PROFILE),
     program("systemd-analyze", "systemd", &["deploy"]),
     // What the folders below are made with.
