@@ -1,9 +1,8 @@
 //! Hash maps that take memory as elements come, where the kernel can do that.
 //!
 //! Until 6.1 an element that is not allocated beforehand comes from `kmalloc`, which a tracing program
-//! may have interrupted: kernels call that unsafe, and one of 5.10 locked up. Since then hash maps have
-//! an allocator of their own that programs can call anywhere (`bpf_mem_alloc`, kernel commit
-//! fba1a1c6c912).
+//! may have interrupted: kernels call that unsafe. Since then hash maps have an allocator of their own that
+//! programs can call anywhere (`bpf_mem_alloc`, kernel commit fba1a1c6c912).
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
