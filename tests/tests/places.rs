@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::accounts::{EXPORT_DELAY, Side, check_body_sizes, check_counts, check_exported};
 use e2e::network::End;
+use e2e::traces::Traces;
 use e2e::{
     Agent, Child, Client, Load, Network, Request, Server, Tally, eventually, free_port,
     prerequisite,
@@ -175,6 +176,7 @@ fn bundle(folder: &Path, id: &str, arguments: &[&str], environment: &[String]) -
         "/app",
         "ro",
     ));
+    mounts.push(bound(&prerequisite::workload(""), "/workloads", "ro"));
     std::fs::create_dir(folder.join("logs"))?;
     mounts.push(bound(&folder.join("logs"), "/logs", "rw"));
     Ok(std::fs::write(path, serde_json::to_vec(&config)?)?)
@@ -187,6 +189,33 @@ struct Container {
 }
 
 impl Container {
+    /// Runs a program in it, with the service's name in its environment.
+    fn start(
+        id: String,
+        service: &str,
+        arguments: &[&str],
+        own: &[(&Path, &str)],
+    ) -> Result<(Self, Child)> {
+        let folder = tempfile::tempdir()?;
+        let environment = [
+            format!("OTEL_SERVICE_NAME={service}"),
+            "PATH=/usr/bin".to_owned(),
+        ];
+        bundle(folder.path(), &id, arguments, &environment)?;
+        for (from, to) in own {
+            let to = folder.path().join("rootfs").join(to);
+            std::fs::create_dir_all(to.parent().context("a folder")?)?;
+            std::fs::copy(from, to)?;
+        }
+        let container = Self { folder, id };
+        let mut runc = container.runc()?;
+        runc.args(["run", "--bundle"])
+            .arg(container.folder.path())
+            .arg(&container.id);
+        let runc = Child::spawn("runc", runc, tempfile::tempdir()?)?;
+        Ok((container, runc))
+    }
+
     fn runc(&self) -> Result<Command> {
         let mut command = Command::new(prerequisite::on_path("runc")?);
         command.arg("--root").arg(self.folder.path().join("state"));
@@ -207,28 +236,14 @@ fn a_server_in_a_container_is_seen_with_its_id() -> Result<()> {
     let agent = Agent::start()?;
     let port = free_port()?;
     let service = format!("e2e-contained-{port}");
-    let id = format!("{port:064x}");
-    let folder = tempfile::tempdir()?;
     let program = format!(
         "/app/{}",
         Path::new(AXUM).file_name().context("a name")?.display()
     );
-    bundle(
-        folder.path(),
-        &id,
-        &[&program, &port.to_string(), "/logs/requests.log"],
-        &[
-            format!("OTEL_SERVICE_NAME={service}"),
-            "PATH=/usr/bin".to_owned(),
-        ],
-    )?;
-    let container = Container { folder, id };
+    let arguments = [&*program, &port.to_string(), "/logs/requests.log"];
+    let (container, mut runc) =
+        Container::start(format!("{port:064x}"), &service, &arguments, &[])?;
     let id = &container.id;
-    let mut runc = container.runc()?;
-    runc.args(["run", "--bundle"])
-        .arg(container.folder.path())
-        .arg(id);
-    let mut runc = Child::spawn("runc", runc, tempfile::tempdir()?)?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     runc.wait_for_port(address, Duration::from_secs(10))?;
     let mut client = Client::connect(address)?;
@@ -257,6 +272,58 @@ fn a_server_in_a_container_is_seen_with_its_id() -> Result<()> {
         "{within:?}"
     );
     // Before runc, whose signal the first process of a namespace would not take.
+    drop(container);
+    Ok(())
+}
+
+/// Debian's interpreter under a path that the host does not have, with the library of the container.
+#[test]
+fn a_python_program_in_a_container_has_its_names() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    let id = format!("{:064x}", free_port()?);
+    let python = Path::new("/usr/bin/python3").canonicalize()?;
+    let (container, mut runc) = Container::start(
+        id.clone(),
+        "e2e-contained-python",
+        &["/opt/own/python3", "/workloads/split.py", "60"],
+        &[(&python, "opt/own/python3")],
+    )?;
+    let log = runc.folder().join("output.log");
+    runc.wait_until(Duration::from_secs(10), || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
+    })?;
+    let profile = |seconds: u32| -> Result<Traces> {
+        let target = format!("/debug/pprof/profile?container={id}&seconds={seconds}&hz=499");
+        let response = agent.get(&target)?;
+        ensure!(response.status == 200, "{}", response.text());
+        let file = container.folder.path().join("x.pb.gz");
+        std::fs::write(&file, &response.body)?;
+        Traces::read(&file)
+    };
+    // Until the interpreter has been met, its stacks are native.
+    profile(1)?;
+    let profile = profile(4)?;
+    let total = profile.count(|_| true);
+    let whole = profile.count(|trace| trace.unwind == "complete");
+    println!("{total} samples, {:?}", profile.outcomes());
+    ensure!(
+        total >= 500.0 && whole >= 0.99 * total,
+        "{whole} of {total}"
+    );
+    for (name, expected) in [
+        ("nest_fifty", 0.5),
+        ("nest_thirty", 0.3),
+        ("nest_twenty", 0.2),
+    ] {
+        let share = profile.count(|trace| trace.has(name)) / total;
+        ensure!((share - expected).abs() < 0.03, "{name}: {share}");
+    }
+    // By the path that the container has.
+    let of_container = profile.count(|trace| {
+        let mut places = trace.places.iter();
+        places.any(|place| place.starts_with("/workloads/split.py:"))
+    });
+    ensure!(of_container >= 0.99 * total, "{of_container} of {total}");
     drop(container);
     Ok(())
 }
