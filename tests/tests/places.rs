@@ -300,11 +300,17 @@ fn a_python_program_in_a_container_has_its_names() -> Result<()> {
         std::fs::write(&file, &response.body)?;
         Traces::read(&file)
     };
-    // Until the interpreter has been met, its stacks are native.
-    profile(1)?;
+    let whole = |profile: &Traces| profile.count(|trace| trace.unwind == "complete");
+    // Until its rows have been read, its stacks are followed by frame pointers.
+    eventually(Duration::from_secs(20), || {
+        let met = profile(1)?;
+        let (whole, total) = (whole(&met), met.count(|_| true));
+        ensure!(whole >= 0.99 * total, "{whole} of {total}");
+        Ok(())
+    })?;
     let profile = profile(4)?;
     let total = profile.count(|_| true);
-    let whole = profile.count(|trace| trace.unwind == "complete");
+    let whole = whole(&profile);
     println!("{total} samples, {:?}", profile.outcomes());
     ensure!(
         total >= 500.0 && whole >= 0.99 * total,
