@@ -54,15 +54,16 @@ pub use network::Network;
 pub use server::{NginxOptions, Server};
 pub use split::Split;
 
-/// Largest error of a share of the CPU time: a point; where the machine is emulated, and its timers
-/// are late in bunches, two and a half.
+/// Is the machine emulated? All is slow there, and timers are late in bunches.
+#[must_use]
+pub fn is_emulated() -> bool {
+    std::env::var_os("E2E_EMULATED").is_some()
+}
+
+/// Largest error of a share of the CPU time: a point; on an emulated machine, two and a half.
 #[must_use]
 pub fn share_tolerance() -> f64 {
-    if std::env::var_os("E2E_EMULATED").is_some() {
-        0.025
-    } else {
-        0.01
-    }
+    if is_emulated() { 0.025 } else { 0.01 }
 }
 
 /// Calls `probe` until it succeeds, for at most `timeout`.

@@ -67,16 +67,6 @@ pub fn calls(trace: &Trace, function: &str) -> bool {
     trace.functions.iter().any(is_it)
 }
 
-/// An agent that samples nothing but what is asked for: unwind rows of whatever else runs take room.
-///
-/// # Errors
-/// When it does not start.
-pub fn agent() -> Result<Agent> {
-    Agent::command()?
-        .config("profile: {continuous: {hz: 0}}")
-        .start()
-}
-
 /// The first process that the server's own one started, which answers in its place.
 ///
 /// # Errors

@@ -68,12 +68,15 @@ impl Traces {
         Self::read(&file)
     }
 
-    /// The same by an agent that sees the process for a second before: where everything is slow,
+    /// The same; on an emulated machine by an agent that sees the process for a second before, as there
     /// some samples come before the rows of its files are loaded.
     ///
     /// # Errors
     /// As [`Self::take`].
     pub fn take_warm(agent: &Agent, pid: u32, seconds: u32, folder: &Path) -> Result<Self> {
+        if !crate::is_emulated() {
+            return Self::take(pid, seconds, folder);
+        }
         let take = |seconds| {
             let target = format!("/debug/pprof/profile?seconds={seconds}&hz=997&pid={pid}");
             agent.get(&target)

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, agent, traces, worker};
+use e2e::requests::{Counts, Load, ROUTES, Route, traces, worker};
 use e2e::{Agent, NginxOptions, Server, prerequisite};
 
 /// Requests that let others have their turn.
@@ -49,7 +49,7 @@ fn nginx() -> Result<()> {
         server.folder().join("files/large"),
         text.collect::<String>(),
     )?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let routes = [("/a/{id}", "deflate"), ("/b/{id}", "pcre2_match_8")];
     let paths: &[&str] = &["/a", "/b"];
     let worker = worker(&server)?;
@@ -61,7 +61,7 @@ fn nginx() -> Result<()> {
 #[test]
 fn node() -> Result<()> {
     let server = Server::express_requests()?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let pid = server.pid();
     let counts = profile(&agent, &server, pid, (&["/a", "/b"], 4), &ROUTES)?;
     ensure!(counts.labelled() > LABELLED, "{counts:?}");
@@ -73,7 +73,7 @@ fn node() -> Result<()> {
 #[test]
 fn java() -> Result<()> {
     let server = Server::java_requests(3)?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let pid = server.pid();
     let load = Load {
         paths: &["/a", "/b"],
@@ -99,7 +99,7 @@ fn java() -> Result<()> {
 #[test]
 fn rust() -> Result<()> {
     let server = Server::axum(env!("CARGO_BIN_EXE_axum_server"))?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let pid = server.pid();
     // Tokio reads a request, has it answered and writes the answer on one thread, as long as nobody waits.
     let counts = profile(&agent, &server, pid, (&["/a", "/b"], 3), &ROUTES)?;
@@ -124,7 +124,7 @@ fn rust() -> Result<()> {
 #[test]
 fn go_has_no_labels() -> Result<()> {
     let server = Server::go_requests()?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let counts = profile(&agent, &server, server.pid(), (&["/a", "/b"], 3), &ROUTES)?;
     ensure!(counts.right == 0, "{counts:?}");
     Ok(())

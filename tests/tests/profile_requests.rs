@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, agent, calls, get, traces, worker};
+use e2e::requests::{Counts, Load, ROUTES, Route, calls, get, traces, worker};
 use e2e::traces::Traces;
 use e2e::{Agent, Client, Request, Server};
 
@@ -22,7 +22,7 @@ const fn closing(connections: usize) -> Load<'static> {
 
 #[test]
 fn threads_that_serve_one_request_at_a_time_are_labelled() -> Result<()> {
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     for threads in [1, 3] {
         let server = Server::gunicorn_requests(threads)?;
         let pid = worker(&server)?;
@@ -42,7 +42,7 @@ fn threads_that_serve_one_request_at_a_time_are_labelled() -> Result<()> {
 
 #[test]
 fn an_event_loop_is_labelled_where_one_request_was_alone() -> Result<()> {
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let profile = |connections, paths: &[&str]| {
         let server = Server::uvicorn_requests()?;
         let pid = server.pid();
@@ -77,7 +77,7 @@ const WAIT_NS: u64 = 5_000_000;
 fn waits_are_labelled_too() -> Result<()> {
     const ROUTES: [Route; 2] = [("/waits/a/{id}", "wait_a"), ("/waits/b/{id}", "wait_b")];
     const REQUESTS: u64 = 80;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     for threads in [1, 3] {
         let server = Server::gunicorn_requests(threads)?;
         let pid = worker(&server)?;
@@ -122,7 +122,7 @@ fn waits_are_labelled_too() -> Result<()> {
 
 #[test]
 fn a_profile_is_of_one_route() -> Result<()> {
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let server = Server::gunicorn_requests(1)?;
     let pid = worker(&server)?;
     closing(2).during(&server, || {

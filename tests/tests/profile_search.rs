@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::cluster::{Node, OPENSEARCH};
-use e2e::requests::{Load, agent, calls, traces, worker};
+use e2e::requests::{Load, calls, traces, worker};
 use e2e::traces::Traces;
 use e2e::{Agent, Client, Request, Server};
 
@@ -57,7 +57,7 @@ fn told(server: &Server, function: &str) -> Result<u64> {
 #[test]
 fn samples_and_waits_carry_the_operation_in_flight() -> Result<()> {
     let node = Node::start(&OPENSEARCH)?;
-    let agent = agent()?;
+    let agent = Agent::for_profiles()?;
     let server = Server::gunicorn_search_requests(node.address, 3)?;
     // What the service loads late is loaded by then.
     for path in ["/a/1", "/b/1", "/c/1"] {
