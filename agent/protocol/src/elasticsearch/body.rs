@@ -75,6 +75,8 @@ pub(super) fn decoded<'a>(
     })
 }
 
+pub(super) const ZLIB_HEADER_BYTES: usize = 2;
+
 /// RFC 1950 section 2.2: method 8, and the two bytes a multiple of 31.
 pub(super) fn has_zlib_header(body: &[u8]) -> bool {
     matches!(body, [cmf, flg, ..]

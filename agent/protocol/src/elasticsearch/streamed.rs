@@ -61,25 +61,25 @@ enum Reader {
 enum Coding {
     Identity,
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+    /// `deflate`, of which too little was read to tell whether it has a zlib header.
+    Undecided(Vec<u8>),
     Zlib(Box<ZlibDecoder<Vec<u8>>>),
     Deflate(Box<DeflateDecoder<Vec<u8>>>),
 }
 
 impl Coding {
     /// `None` for one that is not undone piece by piece.
-    fn new(content_encoding: Option<&[u8]>, beginning: &[u8]) -> Option<Self> {
+    fn new(content_encoding: Option<&[u8]>) -> Option<Self> {
         let coding = content_encoding.unwrap_or_default().trim_ascii();
         let is = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
         Some(if coding.is_empty() || is("identity") {
             Self::Identity
         } else if is("gzip") || is("x-gzip") {
             Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
-        } else if !is("deflate") {
-            return None;
-        } else if body::has_zlib_header(beginning) {
-            Self::Zlib(Box::new(ZlibDecoder::new(Vec::new())))
+        } else if is("deflate") {
+            Self::Undecided(Vec::new())
         } else {
-            Self::Deflate(Box::new(DeflateDecoder::new(Vec::new())))
+            return None;
         })
     }
 
@@ -87,6 +87,19 @@ impl Coding {
     fn decode(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         match self {
             Self::Identity => (bytes.to_vec(), true),
+            Self::Undecided(beginning) => {
+                beginning.extend_from_slice(bytes);
+                if beginning.len() < body::ZLIB_HEADER_BYTES {
+                    return (Vec::new(), true);
+                }
+                let beginning = mem::take(beginning);
+                *self = if body::has_zlib_header(&beginning) {
+                    Self::Zlib(Box::new(ZlibDecoder::new(Vec::new())))
+                } else {
+                    Self::Deflate(Box::new(DeflateDecoder::new(Vec::new())))
+                };
+                self.decode(&beginning)
+            }
             Self::Gzip(decoder) => {
                 let intact = decoder.write_all(bytes).is_ok();
                 (mem::take(decoder.get_mut()), intact)
@@ -106,6 +119,7 @@ impl Coding {
     fn finish(&mut self) -> (Vec<u8>, bool) {
         match self {
             Self::Identity => (Vec::new(), true),
+            Self::Undecided(_) => (Vec::new(), false),
             Self::Gzip(decoder) => {
                 let ended = decoder.try_finish().is_ok();
                 (mem::take(decoder.get_mut()), ended)
@@ -131,7 +145,7 @@ impl Streamed {
         beginning: &[u8],
     ) -> Option<Self> {
         let mut streamed = Self {
-            coding: Coding::new(content_encoding, beginning)?,
+            coding: Coding::new(content_encoding)?,
             reader: match side {
                 Side::Request => Reader::Lines(Lines::default()),
                 Side::Answer => Reader::Items(Items::default()),
@@ -450,6 +464,17 @@ mod tests {
                 streamed.read(piece);
             }
             streamed.finish(None, &mut Counted::default());
+        }
+    }
+
+    /// The limit of what is kept of a body may be this low.
+    #[test]
+    fn a_zlib_header_is_told_however_little_comes_first() {
+        let (request, _) = bodies(&[(0, 200, 3)]);
+        for first in 1..4 {
+            let body = coded("deflate", &request);
+            let counted = streamed(Side::Request, "deflate", &body, &[first]);
+            assert!(counted.requested.is_some(), "{first} bytes first");
         }
     }
 
