@@ -19,7 +19,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use ebpf_common::{
-    connection::{CloseReason, ConnectionState, Direction, closed, family},
+    connection::{CloseReason, ConnectionState, Direction, closed, family, protocol_state},
     loss::LossReason,
 };
 
@@ -217,7 +217,9 @@ fn read_past(sock: u64, state: *mut ConnectionState, len: u32) -> u64 {
     if counts_otherwise(sock) {
         return 0;
     }
-    count_loss(LossReason::ReadPast);
+    if protocol_state::is_http(state.protocol) {
+        count_loss(LossReason::ReadPast);
+    }
     u64::from(past)
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use ebpf_common::{
-    connection::{CloseReason, ConnectionState, closed},
+    connection::{CloseReason, ConnectionState, closed, protocol_state},
     loss::LossReason,
 };
 
@@ -82,10 +82,14 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
 /// Moves the cursor over bytes that were read past the tap and that no later read told of.
 #[inline(always)]
 fn note_read_past(sock: u64, state: *mut ConnectionState) {
-    let offsets = &config().offsets;
-    let copied_seq: u32 = read(sock, offsets.tcp_copied_seq);
     // SAFETY: the map's own element, which the caller looked up.
     let state = unsafe { &mut *state };
+    if !protocol_state::is_http(state.protocol) {
+        // Nobody follows how far it has come.
+        return;
+    }
+    let offsets = &config().offsets;
+    let copied_seq: u32 = read(sock, offsets.tcp_copied_seq);
     let mut past = copied_seq.wrapping_sub(state.copied_seq);
     if !(2..=u32::MAX / 2).contains(&past) || counts_otherwise(sock) {
         return;

@@ -505,6 +505,28 @@ static void killed(void)
     close(client);
 }
 
+// No HTTP: read until the agent leaves the connection alone, and on.
+static void other_protocol(void)
+{
+    open_pair();
+    for (int runs = 0; runs < 20; runs++) {
+        check(send(client, "\1\0\0ask", 6, 0) == 6, "send");
+        take(server, 6);
+        check(send(server, "\2\0\0answer", 9, 0) == 9, "send");
+        take(client, 9);
+    }
+    close_pair();
+    // A proxy that passes on what it does not look at.
+    open_pair();
+    for (int runs = 0; runs < 3; runs++) {
+        check(send(client, "\1\0\0ask", 6, 0) == 6, "send");
+        splice_away(server, 6);
+        check(send(server, "\2\0\0answer", 9, 0) == 9, "send");
+        take(client, 9);
+    }
+    close_pair();
+}
+
 int main(void)
 {
     several_messages();
@@ -519,6 +541,7 @@ int main(void)
     long_head();
     descriptors();
     killed();
+    other_protocol();
     puts("done");
     return 0;
 }

@@ -224,6 +224,12 @@ pub mod protocol_state {
     pub const TLS: u8 = 3;
     /// A message of HTTP/1 was seen, and the process sends the requests.
     pub const HTTP1_CLIENT: u8 = 4;
+
+    /// Whether a message of HTTP/1 was seen.
+    #[must_use]
+    pub const fn is_http(protocol: u8) -> bool {
+        matches!(protocol, HTTP1_SERVER | HTTP1_CLIENT)
+    }
 }
 
 /// Value of the map of sockets that nobody has read yet, keyed by the address of `struct sock`.
