@@ -169,6 +169,8 @@ pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
         end: StackEnd::of_flags(flags),
         by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
         interpreter_missing: sample.interpreter_missing,
+        python_read: flags & stack_flags::PYTHON_READ != 0,
+        scripts_read: flags & stack_flags::SCRIPTS_READ != 0,
     }
 }
 

@@ -124,6 +124,8 @@ pub(super) struct FrameTable {
     malformed_lines: u64,
     /// Those that the frame before belongs to.
     pub(super) scripts: HashSet<FrameIndex>,
+    /// Those in a file that holds CPython.
+    pub(super) pythons: HashSet<FrameIndex>,
 }
 
 impl FrameTable {
@@ -176,11 +178,16 @@ impl FrameTable {
             Backing::File(executable) => {
                 let layout = names.layout(executable);
                 let file_offset = inside.saturating_add(region.entry.file_offset);
-                match layout.and_then(|layout| layout.place(file_offset)) {
-                    Some((address, mapping)) => {
+                let place = layout.and_then(|layout| Some((layout.place(file_offset)?, layout)));
+                match place {
+                    Some(((address, mapping), layout)) => {
                         let mapping = self.mapping(|| mapping);
                         let place = Place::File(executable.identity(), address);
-                        self.frame(place, address, Some(mapping))
+                        let frame = self.frame(place, address, Some(mapping));
+                        if layout.holds_python() {
+                            self.pythons.insert(frame);
+                        }
+                        frame
                     }
                     None => self.frame(own, address, None),
                 }
@@ -372,7 +379,7 @@ mod tests {
             truncated,
             end: StackEnd::Zero,
             by_frame_pointer: true,
-            interpreter_missing: false,
+            ..StackTrace::default()
         };
         let request = Request {
             interpreted: HashMap::new(),

@@ -292,9 +292,15 @@ impl Worker {
             }
             ranges.push(self.range_of(entry, file, &mut tables));
         }
+        // Before its stacks can be walked, so that no one is taken for whole without these frames.
+        self.attach(asked.pid);
         if let Err(error) = self.publish(asked.pid, image, &ranges) {
             tracing::warn!(pid = asked.pid, %error, "stacks of a process are walked by frame pointers alone");
             tables.into_iter().for_each(|key| self.tables.release(key));
+            if !self.processes.contains_key(&asked.pid) {
+                self.interpreters.forget(asked.pid);
+                self.scripts.forget(asked.pid);
+            }
             return built;
         }
         if let Some(known) = self.processes.get_mut(&asked.pid) {
@@ -303,7 +309,6 @@ impl Worker {
             let old = std::mem::replace(&mut known.tables, tables);
             old.into_iter().for_each(|key| self.tables.release(key));
         }
-        self.attach(asked.pid);
         tracing::debug!(
             pid = asked.pid,
             ranges = ranges.len(),
@@ -484,15 +489,7 @@ impl Worker {
             }
         };
         self.version = self.version.wrapping_add(1).max(1);
-        let process = UnwindProcess {
-            image,
-            first_mapping: range.start,
-            mappings: count,
-            python: self.interpreters.element(pid, image),
-            v8: self.scripts.element(pid, image),
-            version: self.version,
-            padding: 0,
-        };
+        let process = self.element(pid, image, &range, self.version);
         if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
             self.give_up_process();
         }
@@ -520,6 +517,19 @@ impl Worker {
             self.resting.push(old);
         }
         Ok(())
+    }
+
+    /// What the kernel side has to know of a process image.
+    fn element(&self, pid: u32, image: u64, range: &Range<u32>, version: u32) -> UnwindProcess {
+        UnwindProcess {
+            image,
+            first_mapping: range.start,
+            mappings: range.end - range.start,
+            python: self.interpreters.element(pid, image),
+            v8: self.scripts.element(pid, image),
+            version,
+            padding: 0,
+        }
     }
 
     /// Forgets the process that was loaded first, for want of room. Its next sample brings it back.
