@@ -389,23 +389,29 @@ fn a_process_that_has_just_begun_is_there_and_so_is_one_in_a_pid_namespace() -> 
     check_depth("in a pid namespace", &profile)
 }
 
-/// Deeper than is captured: the stacks are there, and say that something is missing.
+/// Deeper than is captured: the stacks are there, with what is, and say that something is missing.
 #[test]
 fn calls_beyond_those_that_are_captured_are_told() -> Result<()> {
     for python in Python::all()? {
         let what = python.path.display();
         let child = python.start("deep.py", &["60", "900", "spin"])?;
         let profile = Traces::take(child.pid(), 2, child.folder())?;
-        let total = profile.count(|_| true);
-        let spinning = profile.count(|trace| trace.has("spin"));
-        println!("{what}: {spinning} of {total}, {:?}", profile.outcomes());
-        ensure!(total >= 200.0, "{what}: {total} samples are too few");
-        let whole = profile.count(|trace| trace.unwind == "complete" && !trace.has("<module>"));
+        println!("{what}: {:?}", profile.outcomes());
+        let is_cut = |trace: &Trace| ["interpreter", "truncated"].contains(&&*trace.unwind);
+        let is_deep = |trace: &Trace| {
+            let calls = trace.functions.iter().filter(|name| *name == "nested");
+            calls.count() >= 100
+        };
+        let cut = profile.count(is_cut);
+        let deep = profile.count(|trace| is_cut(trace) && is_deep(trace));
         ensure!(
-            whole == 0.0 && spinning >= 0.6 * total,
-            "{what}: {:?}",
+            cut >= 200.0 && deep >= 0.99 * cut,
+            "{what}: {deep} of {cut}, {:?}",
             profile.outcomes()
         );
+        let whole = |trace: &&Trace| trace.unwind == "complete" && trace.has("spin");
+        let wrong = profile.traces.iter().find(whole);
+        ensure!(wrong.is_none(), "{what}: {wrong:?}");
     }
     Ok(())
 }

@@ -32,7 +32,6 @@ use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
 use python::PythonProcesses;
 use session::Collected;
-use target::Identity;
 use work::Message;
 
 pub use error::ProfileError;
@@ -254,7 +253,7 @@ impl Profiler {
             // A thread's number leads to its folder too.
             Target::Tid(tid) if runs(tid) => Ok(()),
             Target::Tid(tid) => Err(ProfileError::NoSuchThread(*tid)),
-            _ if self.includes_any(target) => Ok(()),
+            _ if target.members(&self.processes).next().is_some() => Ok(()),
             Target::Service(name) => {
                 let listed = self.processes.list();
                 let mut names: Vec<_> = listed
@@ -266,21 +265,6 @@ impl Profiler {
             Target::Container(id) => Err(ProfileError::NoSuchContainer(id.clone())),
             Target::Cgroup(path) => Err(ProfileError::NoSuchCgroup(path.clone())),
         }
-    }
-
-    /// Does any process that is known belong to the target?
-    fn includes_any(&self, target: &Target) -> bool {
-        let includes = |process| {
-            let identity = match target {
-                Target::Cgroup(_) => Identity::read(process, Path::new("/proc")),
-                _ => Identity::without_cgroups(process),
-            };
-            target.includes_process(&identity)
-        };
-        self.processes
-            .list()
-            .into_iter()
-            .any(|listed| includes(listed.process))
     }
 
     fn count(&self, profile: &Profile) {

@@ -11,7 +11,7 @@ use protocol::elasticsearch::is_operation;
 use protocol::known_method;
 
 use super::{MAX_LISTED, MIN_CONTAINER_ID_LEN, ProfileError};
-use crate::process::Process;
+use crate::process::{Process, ProcessTable};
 
 /// Most cgroups of one process: a host has about a dozen hierarchies at the most.
 const MAX_CGROUPS: usize = 16;
@@ -270,6 +270,24 @@ impl Selector {
 }
 
 impl Target {
+    /// The processes that are known and belong to it now. Of the host, those are all.
+    pub(super) fn members(&self, processes: &ProcessTable) -> impl Iterator<Item = u32> {
+        let listed = processes.list().into_iter();
+        listed.filter_map(|listed| {
+            let pid = listed.process.pid;
+            let identity = match self {
+                Self::Cgroup(_) => Identity::read(listed.process, Path::new("/proc")),
+                _ => Identity::without_cgroups(listed.process),
+            };
+            let belongs = match self {
+                Self::Pid(wanted) => pid == *wanted,
+                Self::Tid(tid) => Path::new(&format!("/proc/{pid}/task/{tid}")).exists(),
+                _ => self.includes_process(&identity),
+            };
+            belongs.then_some(pid)
+        })
+    }
+
     /// Does the process belong to the service, container or cgroup? Others are told apart by their
     /// numbers alone.
     pub(super) fn includes_process(&self, identity: &Identity) -> bool {

@@ -216,11 +216,13 @@ impl Worker {
 
     /// Learns what has to be known of a target before its first stack is taken.
     fn prepare(&mut self, selector: &Selector) {
-        match selector.target {
+        match &selector.target {
+            // Whoever runs most is likely to be known, and nobody could wait for all.
+            Target::All => return,
             Target::Cgroup(_) => self.known.refresh_cgroups(),
-            Target::Pid(pid) => self.known.prepare(pid),
             _ => {}
         }
+        self.known.prepare(&selector.target);
     }
 
     fn past(

@@ -70,8 +70,8 @@ const MAX_VDSO_BYTES: u64 = 64 * 1024;
 struct Asked {
     pid: u32,
     tid: u32,
-    /// See [`SampleKey::image`]; `None` takes the one that is there.
-    image: Option<u64>,
+    /// See [`SampleKey::image`].
+    image: u64,
 }
 
 enum Request {
@@ -154,35 +154,43 @@ impl Unwinder {
         {
             return;
         }
-        if self.asked.len() >= MAX_PROCESSES {
-            self.asked.clear();
+        // While more wait than there is room for, the next sample asks again.
+        self.ask(key.pid, key.tid, key.image, now);
+    }
+
+    /// Makes processes known before they are sampled; waits no longer than `until`.
+    pub fn prepare(&mut self, pids: impl IntoIterator<Item = u32>, until: Instant) {
+        let (answer, done) = mpsc::channel();
+        for pid in pids {
+            let now = Instant::now();
+            let image = maps::read_image(Path::new("/proc"), pid);
+            // Kernel threads have none.
+            let Some(image) = image.filter(|image| *image != 0) else {
+                continue;
+            };
+            if now >= until || !self.ask(pid, pid, image, now) {
+                break;
+            }
         }
-        let asked = Asked {
-            pid: key.pid,
-            tid: key.tid,
-            image: Some(key.image),
-        };
-        // While more wait than that, the next sample asks again.
-        if self.requests.try_send(Request::Load(asked)).is_ok() {
-            self.asked.insert(key.pid, (key.image, now));
+        if self.requests.try_send(Request::Answer(answer)).is_ok() {
+            // What is not ready then will be during the profile.
+            let _ = done.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
     }
 
-    /// Makes a process known before it is sampled; waits for `limit` at most.
-    pub fn prepare(&self, pid: u32, limit: Duration) {
-        let (answer, done) = mpsc::channel();
-        let asked = Asked {
-            pid,
-            tid: pid,
-            image: None,
-        };
-        for request in [Request::Load(asked), Request::Answer(answer)] {
-            if self.requests.try_send(request).is_err() {
-                return;
-            }
+    /// Asks for an image. False where too much is asked for already.
+    fn ask(&mut self, pid: u32, tid: u32, image: u64, now: Instant) -> bool {
+        if self.asked.len() >= MAX_PROCESSES {
+            self.asked.clear();
         }
-        // What is not ready then will be during the profile.
-        let _ = done.recv_timeout(limit);
+        let asked = self
+            .requests
+            .try_send(Request::Load(Asked { pid, tid, image }));
+        let is_asked = asked.is_ok();
+        if is_asked {
+            self.asked.insert(pid, (image, now));
+        }
+        is_asked
     }
 }
 
@@ -330,10 +338,7 @@ impl Worker {
         entries.retain(|entry| entry.path != "[vsyscall]");
         entries.truncate(MAX_PROCESS_MAPPINGS);
         let image = maps::read_image(&self.proc_root, id)?;
-        asked
-            .image
-            .is_none_or(|asked| asked == image)
-            .then_some((image, entries))
+        (asked.image == image).then_some((image, entries))
     }
 
     /// What is known of the file behind a range; its table is in the kernel then.
