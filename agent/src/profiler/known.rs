@@ -17,7 +17,7 @@ use super::unwind::Unwinder;
 use super::v8::ScriptFrames;
 use crate::probes::sampler::{Translated, UserStack};
 use crate::process::{Process, ProcessTable};
-use crate::symbolize::{ImageKey, Images, Request};
+use crate::symbolize::{ImageKey, Images, NamelessFiles, Request};
 
 /// Most process images that are kept in mind. What continuous profiling keeps is bounded by memory
 /// well before.
@@ -99,6 +99,11 @@ impl Known {
         self.python
             .translate(key, stack)
             .or_else(|| self.scripts.translate(key, stack))
+    }
+
+    /// See [`Images::take_nameless`].
+    pub(super) fn take_nameless(&mut self) -> NamelessFiles {
+        self.images.take_nameless()
     }
 
     /// Who a sampled thread belongs to.

@@ -162,7 +162,8 @@ impl Profiler {
         let (messages, received) = mpsc::channel();
         let processes_of_worker = Arc::clone(&processes);
         let worker =
-            work::Worker::new(sampler, unwinder, processes_of_worker, continuous, requests);
+            work::Worker::new(sampler, unwinder, processes_of_worker, continuous, requests)
+                .counting(samples.clone());
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&received))?;
@@ -274,7 +275,7 @@ impl Profiler {
         for sample in &profile.samples {
             samples.add(sample.unwind.label(), sample.count);
         }
-        samples.add(LOST, profile.lost_samples);
+        samples.add(LOST, profile.lost_samples + profile.lost_on_host);
     }
 }
 
@@ -294,6 +295,7 @@ fn finish(
         duration,
         period_ns,
         lost_samples,
+        lost_on_host,
         dropped_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
@@ -310,6 +312,7 @@ fn finish(
         frames: resolved.frames,
         samples: resolved.samples,
         lost_samples: lost_samples + dropped_samples,
+        lost_on_host,
     })
 }
 

@@ -233,6 +233,21 @@ impl Selector {
         }
     }
 
+    /// Of so many samples that were lost on the whole host, how many were of what is meant, and how many
+    /// may have been anybody's.
+    pub(super) fn share_of_lost(&self, lost: u64) -> (u64, u64) {
+        if self.target == Target::All && self.is_of_all() {
+            (lost, 0)
+        } else {
+            (0, lost)
+        }
+    }
+
+    /// Are all samples of the target meant?
+    pub(super) fn is_of_all(&self) -> bool {
+        self.thread.is_none() && self.work.is_any()
+    }
+
     /// Is it a sample that is meant? Where only its work is another one, `other` takes note of that.
     pub(super) fn includes(
         &self,
