@@ -404,8 +404,10 @@ fn calls_beyond_those_that_are_captured_are_told() -> Result<()> {
         };
         let cut = profile.count(is_cut);
         let deep = profile.count(|trace| is_cut(trace) && is_deep(trace));
+        // The others are those of the start, which is long on an emulated machine.
+        let least = if e2e::is_emulated() { 0.5 } else { 0.99 };
         ensure!(
-            cut >= 200.0 && deep >= 0.99 * cut,
+            cut >= 200.0 && deep >= least * cut,
             "{what}: {deep} of {cut}, {:?}",
             profile.outcomes()
         );
