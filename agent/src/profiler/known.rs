@@ -126,11 +126,12 @@ impl Known {
     }
 
     /// The stacks with what is needed to resolve them.
-    pub(super) fn request(&self, counted: Vec<Counted>) -> Request {
+    pub(super) fn request(&mut self, counted: Vec<Counted>) -> Request {
         let keys: HashSet<_> = counted
             .iter()
             .map(|counted| ImageKey::of(&counted.thread))
             .collect();
+        self.images.find_perf_maps(&keys);
         let services = keys.iter().filter_map(|key| {
             let identity = self.identities.get(key)?;
             Some((*key, Arc::clone(&identity.process.service)))

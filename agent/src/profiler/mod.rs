@@ -302,6 +302,7 @@ fn finish(
     if let Some(samples) = samples {
         samples.dropped.inc_by(dropped_samples);
         samples.malformed_lines.inc_by(resolved.malformed_lines);
+        samples.cut_lists.inc_by(resolved.cut_lists);
     }
     Ok(Profile {
         started,

@@ -115,7 +115,7 @@ impl Session {
     }
 
     /// Hands over what was collected until `now`.
-    pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
+    pub(super) fn finish(self, known: &mut Known, lost_now: u64, now: Instant) {
         let lost = lost_now.saturating_sub(self.lost_before);
         let (lost_samples, lost_on_host) = self.selector.share_of_lost(lost);
         let dropped_samples = self.store.dropped();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn finished(session: Session, mut collected: Receiver) -> Collected {
-        session.finish(&known(), 103, Instant::now());
+        session.finish(&mut known(), 103, Instant::now());
         collected.try_recv().unwrap().unwrap()
     }
 

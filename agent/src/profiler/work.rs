@@ -388,7 +388,7 @@ impl Worker {
             .sessions
             .extract_if(.., |session| session.time_left(now).is_zero())
         {
-            session.finish(&self.known, lost, now);
+            session.finish(&mut self.known, lost, now);
         }
         if !goes_on {
             self.running = None;

@@ -24,6 +24,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after looks in vain.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Longest pause between looks for a perf map, which somebody may ask a runtime to write at any time.
+const PERF_MAP_PAUSE: Duration = Duration::from_secs(1);
+
 /// Most process images. What continuous profiling keeps is bounded by memory well before.
 const MAX_IMAGES: usize = 65_536;
 
@@ -102,6 +105,11 @@ impl Looks {
             (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
         };
     }
+
+    fn note_perf_map(&mut self) {
+        self.last = Some(Instant::now());
+        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, PERF_MAP_PAUSE);
+    }
 }
 
 /// Whether a process still has its image.
@@ -154,6 +162,21 @@ impl Image {
         let is_kernels = ["[vsyscall]", "[uprobes]"].contains(&&*region.entry.path);
         let is_jit = matches!(region.backing, Backing::Anonymous) && !is_kernels;
         self.jit_mark.as_ref().filter(|_| is_jit)
+    }
+
+    /// A list that was replaced by another file gives way to that; one that is gone is kept.
+    fn find_perf_map(&mut self, proc_root: &Path, pid: u32) {
+        self.perf_map_looks.note_perf_map();
+        let Some(found) = PerfMapFile::find(proc_root, pid) else {
+            return;
+        };
+        if !self
+            .perf_map
+            .as_ref()
+            .is_some_and(|known| known.is_same(&found))
+        {
+            self.perf_map = Some(Arc::new(found));
+        }
     }
 
     /// Lets go of what no sample has touched, once the process has ended and had time to be read: most
@@ -258,12 +281,20 @@ impl Images {
                     }
                 }
             }
-            if matches!(region.backing, Backing::Anonymous)
-                && image.perf_map.is_none()
-                && image.perf_map_looks.is_due()
+            if matches!(region.backing, Backing::Anonymous) && image.perf_map_looks.is_due() {
+                image.find_perf_map(&self.proc_root, key.pid);
+            }
+        }
+    }
+
+    /// Looks for the perf maps of these images that were written, or written anew, since the last look.
+    pub fn find_perf_maps<'a>(&mut self, keys: impl IntoIterator<Item = &'a ImageKey>) {
+        for key in keys {
+            if let Some(image) = self.images.get_mut(key)
+                && image.perf_map_looks.last.is_some()
+                && maps::read_image(&self.proc_root, key.pid) == Some(key.image)
             {
-                image.perf_map = PerfMapFile::find(&self.proc_root, key.pid).map(Arc::new);
-                image.perf_map_looks.note(image.perf_map.is_some());
+                image.find_perf_map(&self.proc_root, key.pid);
             }
         }
     }
