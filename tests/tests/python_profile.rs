@@ -159,8 +159,13 @@ fn check_complete(what: &str, profile: &Traces) -> Result<f64> {
     );
     ensure!(
         complete >= COMPLETE && early <= 0.3 * total,
-        "{what}: {complete:.4} complete: {:?}",
-        profile.outcomes()
+        "{what}: {complete:.4} complete: {:?}; others: {:?}",
+        profile.outcomes(),
+        profile
+            .traces
+            .iter()
+            .filter(|trace| !["complete", "unverified"].contains(&&*trace.unwind))
+            .collect::<Vec<_>>()
     );
     Ok(total - early)
 }

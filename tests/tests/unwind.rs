@@ -1,6 +1,7 @@
 //! Stacks of code without frame pointers: programs whose split of CPU time and whose depth are
 //! known, by several compilers, stripped and not.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,11 +76,26 @@ fn is_in(sample: &Trace, name: &str) -> bool {
 
 /// What the programs of `split.*` are made to be.
 trait KnownSplit {
+    /// Samples outside of the three functions, by the innermost and the outermost call.
+    fn others(&self) -> BTreeMap<[&str; 2], u64>;
+
     /// Checks that shares and depth are that.
     fn check(&self, what: &str, complete: f64) -> Result<()>;
 }
 
 impl KnownSplit for Traces {
+    fn others(&self) -> BTreeMap<[&str; 2], u64> {
+        let mut others = BTreeMap::new();
+        for trace in &self.traces {
+            if !SHARES.iter().any(|(name, _)| is_in(trace, name)) {
+                let ends = [trace.functions.first(), trace.functions.last()];
+                let ends = ends.map(|function| function.map_or("", String::as_str));
+                *others.entry(ends).or_default() += trace.count;
+            }
+        }
+        others
+    }
+
     fn check(&self, what: &str, complete: f64) -> Result<()> {
         let total = self.count(|_| true);
         let outcomes = self.outcomes();
@@ -93,7 +109,8 @@ impl KnownSplit for Traces {
         );
         ensure!(
             whole >= complete && of_split >= OF_SPLIT * whole * total,
-            "{what}: {whole:.4} complete, {of_split} in the three: {outcomes:?}"
+            "{what}: {whole:.4} complete, {of_split} in the three: {outcomes:?}; others: {:?}",
+            self.others()
         );
         let is_meant = |sample: &Trace| e2e::is_emulated() || sample.unwind == "complete";
         let all = if e2e::is_emulated() {
