@@ -229,7 +229,8 @@ fn check_shares(what: &str, profile: &Traces) -> Result<f64> {
 /// the rows of the runtime's file are loaded.
 fn check_complete(what: &str, profile: &Traces, is_split: impl Fn(&Trace) -> bool) -> Result<()> {
     let total = profile.count(&is_split);
-    let early = profile.count(|trace| is_split(trace) && trace.unwind == "unverified");
+    let is_early = |trace: &Trace| ["unverified", "interpreter"].contains(&&*trace.unwind);
+    let early = profile.count(|trace| is_split(trace) && is_early(trace));
     let whole = profile.count(|trace| is_split(trace) && trace.unwind == "complete");
     ensure!(
         whole >= COMPLETE * (total - early) && early <= 0.3 * total,
