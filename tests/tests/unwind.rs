@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::programs::{self, Recipe, recipe};
@@ -345,6 +345,36 @@ fn stacks_are_whole_where_it_is_hard() -> Result<()> {
             case.name
         );
     }
+    Ok(())
+}
+
+/// Of a service, whose processes the agent knows, from the first sample on: a second takes a second all
+/// the same.
+#[test]
+fn the_first_second_of_a_service_is_whole() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    let program = Program::start(&programs::SPLIT, &[LIFE])?;
+    let name = &program.name;
+    let begin = Instant::now();
+    let query = format!("/debug/pprof/profile?seconds=1&hz=997&service={name}");
+    let response = agent.get(&query)?;
+    let lasted = begin.elapsed();
+    ensure!(response.status == 200, "{}", response.text());
+    let file = program.child.folder().join("x.pb.gz");
+    fs::write(&file, response.body)?;
+    let profile = Traces::read(&file)?;
+    let total = profile.count(|_| true);
+    let whole = profile.count(|sample| sample.unwind == "complete");
+    println!("{whole} of {total} in {lasted:?}, {:?}", profile.outcomes());
+    ensure!(
+        total >= 300.0 && (whole >= 0.99 * total || e2e::is_emulated()),
+        "{:?}",
+        profile.outcomes()
+    );
+    ensure!(
+        lasted < Duration::from_millis(1500) || e2e::is_emulated(),
+        "a second took {lasted:?}"
+    );
     Ok(())
 }
 
