@@ -107,8 +107,14 @@ impl KnownSplit for Traces {
             total >= 1000.0,
             "{what}: {total} samples are too few to tell"
         );
+        // Go's scheduler and its watching thread, on stacks of their own: the slower system calls are, the more.
+        let is_scheduler = |sample: &Trace| {
+            let outermost = sample.functions.last();
+            e2e::is_emulated() && outermost.is_some_and(|name| name.starts_with("runtime.m"))
+        };
+        let expected = whole * total - self.count(is_scheduler);
         ensure!(
-            whole >= complete && of_split >= OF_SPLIT * whole * total,
+            whole >= complete && of_split >= OF_SPLIT * expected,
             "{what}: {whole:.4} complete, {of_split} in the three: {outcomes:?}; others: {:?}",
             self.others()
         );
