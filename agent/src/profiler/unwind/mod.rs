@@ -42,7 +42,9 @@ use crate::symbolize::maps::{self, MapsEntry};
 /// Requests that may wait.
 const MAX_WAITING: usize = 1024;
 
-/// How often one process's mappings are read anew when its stacks end badly.
+/// How often one process's mappings are read anew when its stacks end badly: at first, since a program
+/// that has just begun maps one library after the other, and in the end.
+const FIRST_REFRESH: Duration = Duration::from_millis(50);
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often processes that have ended are looked for.
@@ -81,11 +83,19 @@ enum Request {
     Answer(Sender<()>),
 }
 
+/// When an image was asked for last.
+struct LastAsked {
+    image: u64,
+    at: Instant,
+    /// Until it may be asked for again.
+    pause: Duration,
+}
+
 /// Handle on the thread. Dropping it ends the thread.
 pub struct Unwinder {
     requests: SyncSender<Request>,
-    /// When an image was asked for last, by pid.
-    asked: HashMap<u32, (u64, Instant)>,
+    /// What was asked for last, by pid.
+    asked: HashMap<u32, LastAsked>,
     python: PythonProcesses,
     v8: V8Processes,
 }
@@ -136,7 +146,7 @@ impl Unwinder {
     }
 
     /// Takes note of a sample: a process that is not known yet becomes so, and one whose stack
-    /// ended where it should not is looked at again, once a second.
+    /// ended where it should not is looked at again, in the end once a second.
     pub fn observe(&mut self, key: &SampleKey) {
         let end = StackEnd::of_flags(key.flags);
         let is_unknown = key.flags & stack_flags::PROCESS_UNKNOWN != 0;
@@ -148,9 +158,9 @@ impl Unwinder {
             return;
         }
         let now = Instant::now();
-        if let Some((image, last)) = self.asked.get(&key.pid)
-            && *image == key.image
-            && now.duration_since(*last) < REFRESH
+        if let Some(last) = self.asked.get(&key.pid)
+            && last.image == key.image
+            && now.duration_since(last.at) < last.pause
         {
             return;
         }
@@ -188,7 +198,10 @@ impl Unwinder {
             .try_send(Request::Load(Asked { pid, tid, image }));
         let is_asked = asked.is_ok();
         if is_asked {
-            self.asked.insert(pid, (image, now));
+            let last = self.asked.get(&pid).filter(|last| last.image == image);
+            let pause = last.map_or(FIRST_REFRESH, |last| (last.pause * 2).min(REFRESH));
+            let at = now;
+            self.asked.insert(pid, LastAsked { image, at, pause });
         }
         is_asked
     }
