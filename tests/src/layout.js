@@ -53,9 +53,13 @@
     const isUnseen = styles(element).some((style) => style.clipPath !== "none");
     if (!node.data.trim() || !element.checkVisibility() || isUnseen) continue;
     if (element.closest("script, noscript, option")) continue;
-    const back = styles(element).map((style) => numbers(style.backgroundColor));
-    const paper = back.find((colour) => colour.length === 3) ?? [255, 255, 255];
-    const ratio = contrast(numbers(getComputedStyle(element).color), paper);
+    const around = styles(element);
+    const isSolid = (style) => numbers(style.backgroundColor).length === 3;
+    const paper = numbers(around.find(isSolid).backgroundColor);
+    const body = numbers(getComputedStyle(document.body).backgroundColor);
+    const opacity = around.reduce((all, style) => all * Number(style.opacity), 1);
+    const through = (colour) => colour.map((part, at) => part * opacity + body[at] * (1 - opacity));
+    const ratio = contrast(through(numbers(around[0].color)), through(paper));
     if (ratio < 4.5) wrong.push(`contrast of ${ratio.toFixed(1)}: ${node.data}`);
     // Frames are cut where they are narrow, as flamegraphs are.
     if (element.closest("#graph")) continue;
