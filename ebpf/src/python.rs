@@ -70,7 +70,7 @@ impl PythonWalk {
     /// Begins at the process's interpreters. `process` is an element of `PYTHON_PROCESSES`.
     #[inline(always)]
     pub fn begin(&mut self, process: u32) {
-        self.process = process;
+        self.process = 0;
         self.words = 0;
         self.groups = 0;
         self.flags = 0;
@@ -85,6 +85,7 @@ impl PythonWalk {
         if fs_base == MISSING {
             return;
         }
+        self.process = process;
         // SAFETY: no arguments.
         let task = unsafe { bpf_get_current_task() };
         self.fs_base = read(task, fs_base);
@@ -142,6 +143,7 @@ impl PythonWalk {
 
     #[inline(always)]
     fn enter_thread(&mut self, layout: &PythonProcess, thread: u64) {
+        self.flags |= stack_flags::PYTHON_READ;
         let newest = user_word(thread + u64::from(layout.thread_frame));
         if layout.kind & kind::CFRAME != 0 {
             self.cframe = newest;

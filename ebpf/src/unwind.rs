@@ -159,6 +159,9 @@ impl Walk {
         if self.process.mappings == 0 {
             self.flags |= stack_flags::PROCESS_UNKNOWN;
         }
+        if self.process.v8 != 0 {
+            self.flags |= stack_flags::SCRIPTS_READ;
+        }
     }
 
     /// The process's element in `PYTHON_PROCESSES`, or 0.

@@ -414,6 +414,71 @@ fn functions_that_java_lists_while_it_is_sampled_have_their_names() -> Result<()
     check_complete("java", &profile, |trace| has(trace, "burn"))
 }
 
+/// Somebody asks for the list long after the agent has begun to look for one, and again after it was
+/// deleted: names are there at once, also of what was sampled before.
+#[test]
+fn a_list_that_java_writes_late_is_found() -> Result<()> {
+    let agent = Agent::start()?;
+    let program = Program::java(&["-XX:+PreserveFramePointer"])?;
+    let pid = program.child.pid();
+    let list = || -> Result<()> {
+        let output = Command::new(prerequisite::on_path("jcmd")?)
+            .args([&pid.to_string(), "Compiler.perfmap"])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(file_exists(&program.perf_map()), "jcmd: {text}");
+        Ok(())
+    };
+    let kept = || -> Result<Traces> {
+        let path = format!("/debug/pprof/profile?pid={pid}&from=now-10s");
+        let file = program.child.folder().join("x.pb.gz");
+        fs::write(&file, agent.get(&path)?.body)?;
+        Traces::read(&file)
+    };
+    let named = |profile: &Traces| {
+        let named = profile.count(|trace| SHARES.iter().any(|(name, _)| has(trace, name)));
+        let all = profile.count(|trace| trace.has("JavaMain"));
+        (named, all)
+    };
+    std::thread::sleep(Duration::from_secs(4));
+    let (before, all) = named(&kept()?);
+    ensure!(before == 0.0 && all >= 20.0, "{before} of {all} before");
+    list()?;
+    // What it compiled anew since then is on no list.
+    for what in ["kept", "on demand", "kept after", "on demand after"] {
+        if what == "kept after" {
+            fs::remove_file(program.perf_map())?;
+            list()?;
+        }
+        let profile = if what.starts_with("kept") {
+            kept()?
+        } else {
+            program.profile_by(&agent, 1)?
+        };
+        let (named, all) = named(&profile);
+        println!("{what}: {named} of {all}");
+        ensure!(named >= 0.7 * all, "{what}: {named} of {all}");
+    }
+    Ok(())
+}
+
+/// Without its flag, compiled code keeps no frame pointers: nothing tells how its stacks go on.
+#[test]
+fn stacks_that_end_in_javas_code_are_not_told_as_whole() -> Result<()> {
+    let program = Program::java(&["-XX:-PreserveFramePointer"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let profile = program.profile(2)?;
+    let compiled = |trace: &Trace| trace.has("[jit java]");
+    let total = profile.count(compiled);
+    let whole = profile.count(|trace| compiled(trace) && trace.unwind == "complete");
+    println!("{whole} of {total}, {:?}", profile.outcomes());
+    ensure!(
+        total >= 200.0 && whole <= 0.01 * total,
+        "{whole} of {total}"
+    );
+    Ok(())
+}
+
 /// What tells nothing of its functions is marked with its name.
 #[test]
 fn what_luajit_and_pypy_compile_is_marked() -> Result<()> {

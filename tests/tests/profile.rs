@@ -194,6 +194,29 @@ fn check_inlined(raw: &str) -> Result<()> {
 }
 
 #[test]
+fn a_function_that_the_compiler_split_has_its_name() -> Result<()> {
+    let program = Split::compile("parts.c")?.run(LIFE)?;
+    let pid = program.child.pid();
+    let profile = Traces::take(pid, 1, program.child.folder())?;
+    let total = profile.count(|_| true);
+    let named = profile.count(|trace| trace.has("in_two_parts"));
+    println!("{named} of {total}");
+    ensure!(
+        total >= 200.0 && named >= 0.99 * total,
+        "{named} of {total}"
+    );
+    let place = |trace: &e2e::traces::Trace| {
+        let at = trace
+            .functions
+            .iter()
+            .position(|name| name == "in_two_parts");
+        at.is_some_and(|at| trace.places[at].contains("parts.c:"))
+    };
+    ensure!(profile.count(place) == named, "some have no line");
+    Ok(())
+}
+
+#[test]
 fn a_profile_over_http_has_the_programs_shares() -> Result<()> {
     let agent = Agent::start()?;
     let split = Split::start(LIFE)?;

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::traces::{Trace, Traces};
@@ -158,8 +159,13 @@ fn check_complete(what: &str, profile: &Traces) -> Result<f64> {
     );
     ensure!(
         complete >= COMPLETE && early <= 0.3 * total,
-        "{what}: {complete:.4} complete: {:?}",
-        profile.outcomes()
+        "{what}: {complete:.4} complete: {:?}; others: {:?}",
+        profile.outcomes(),
+        profile
+            .traces
+            .iter()
+            .filter(|trace| !["complete", "unverified"].contains(&&*trace.unwind))
+            .collect::<Vec<_>>()
     );
     Ok(total - early)
 }
@@ -386,6 +392,144 @@ fn a_process_that_has_just_begun_is_there_and_so_is_one_in_a_pid_namespace() -> 
     let profile = Traces::take(pid, 2, child.folder())?;
     check_complete("in a pid namespace", &profile)?;
     check_depth("in a pid namespace", &profile)
+}
+
+/// Deeper than is captured: the stacks are there, with what is, and say that something is missing.
+#[test]
+fn calls_beyond_those_that_are_captured_are_told() -> Result<()> {
+    for python in Python::all()? {
+        let what = python.path.display();
+        let child = python.start("deep.py", &["60", "900", "spin"])?;
+        let profile = Traces::take(child.pid(), 2, child.folder())?;
+        println!("{what}: {:?}", profile.outcomes());
+        let is_cut = |trace: &Trace| ["interpreter", "truncated"].contains(&&*trace.unwind);
+        let is_deep = |trace: &Trace| {
+            let calls = trace.functions.iter().filter(|name| *name == "nested");
+            calls.count() >= 100
+        };
+        let cut = profile.count(is_cut);
+        let deep = profile.count(|trace| is_cut(trace) && is_deep(trace));
+        // The others are those of the start, which is long on an emulated machine.
+        let least = if e2e::is_emulated() { 0.5 } else { 0.99 };
+        ensure!(
+            cut >= 200.0 && deep >= least * cut,
+            "{what}: {deep} of {cut}, {:?}",
+            profile.outcomes()
+        );
+        let whole = |trace: &&Trace| trace.unwind == "complete" && trace.has("spin");
+        let wrong = profile.traces.iter().find(whole);
+        ensure!(wrong.is_none(), "{what}: {wrong:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn waits_have_their_frames_too() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    for python in Python::all()? {
+        let what = python.path.display();
+        let child = python.start("deep.py", &["60", "20", "sleep"])?;
+        let path = format!(
+            "/debug/pprof/profile?type=off_cpu&seconds=1&pid={}",
+            child.pid()
+        );
+        let file = child.folder().join("x.pb.gz");
+        fs::write(&file, agent.get(&path)?.body)?;
+        let waits = Traces::read_waits(&file)?;
+        let total = waits.count(|_| true);
+        let whole = waits.count(|trace| {
+            let nested = trace.functions.iter().filter(|name| *name == "nested");
+            trace.unwind == "complete" && trace.has("<module>") && nested.count() == 20
+        });
+        println!("{what}: {whole} of {total}, {:?}", waits.outcomes());
+        ensure!(whole >= 0.95 * total, "{what}: {:?}", waits.outcomes());
+    }
+    Ok(())
+}
+
+/// The same interpreter, but by its own word of a version that nobody knows.
+#[test]
+fn an_interpreter_whose_frames_are_not_read_is_told() -> Result<()> {
+    let python = Python::all()?
+        .into_iter()
+        .find(|python| python.minor < 13 && python.path.starts_with("/usr/bin"))
+        .context("Debian's Python")?;
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("python");
+    let mut bytes = fs::read(&python.path)?;
+    let output = Command::new(&python.path)
+        .args(["-c", "import sys; print(sys.hexversion)"])
+        .output()?;
+    let version: u64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    let (known, unknown) = (version.to_le_bytes(), (version ^ 0x40_0000).to_le_bytes());
+    for word in bytes.as_chunks_mut::<8>().0 {
+        if *word == known {
+            *word = unknown;
+        }
+    }
+    fs::write(&copy, bytes)?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+    let mut command = Command::new(&copy);
+    command.arg(prerequisite::workload("split.py")).arg("60");
+    let child = ready(Child::spawn("split", command, folder)?)?;
+    let agent = Agent::for_profiles()?;
+    let take = || {
+        let path = format!("/debug/pprof/profile?seconds=1&hz=997&pid={}", child.pid());
+        let file = child.folder().join("x.pb.gz");
+        fs::write(&file, agent.get(&path)?.body)?;
+        Traces::read(&file)
+    };
+    take()?;
+    let profile = take()?;
+    let total = profile.count(|_| true);
+    let told = profile.count(|trace| trace.unwind == "interpreter");
+    println!("{told} of {total}, {:?}", profile.outcomes());
+    ensure!(
+        told >= 0.99 * total && profile.count(|trace| trace.has("<module>")) == 0.0,
+        "{:?}",
+        profile.outcomes()
+    );
+    Ok(())
+}
+
+/// While one program after the other starts: who ran the interpreter has its frames, or says that they
+/// are missing.
+#[test]
+fn stacks_of_programs_that_start_are_told_as_whole_only_with_their_frames() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    let python = prerequisite::python("python")?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("x.pb.gz");
+    let profile = thread::scope(|scope| {
+        let profile = scope.spawn(|| agent.get("/debug/pprof/profile?seconds=4&hz=997"));
+        let end = Instant::now() + Duration::from_millis(3500);
+        while Instant::now() < end {
+            let mut command = Command::new(&python);
+            command.arg(prerequisite::workload("split.py")).arg("0.25");
+            command.output()?;
+        }
+        profile.join().expect("no panic")
+    })?;
+    fs::write(&file, profile.body)?;
+    let profile = Traces::read(&file)?;
+    let nested = |trace: &Trace| SHARES.iter().any(|(name, _)| trace.has(name));
+    let is_frameless = |trace: &Trace| {
+        let loops = ["_PyEval_EvalFrameDefault", "_PyEval_EvalFrameDefault.cold"];
+        loops.iter().any(|name| trace.has(name))
+    };
+    println!(
+        "{} with frames, {} without, of which {} are told as whole",
+        profile.count(nested),
+        profile.count(is_frameless),
+        profile.count(|trace| is_frameless(trace) && trace.unwind == "complete"),
+    );
+    ensure!(profile.count(nested) >= 500.0, "{:?}", profile.outcomes());
+    let wrong = profile
+        .traces
+        .iter()
+        .find(|trace| is_frameless(trace) && trace.unwind == "complete");
+    ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(crate) struct PackedStack(Box<[u8]>);
 const TRUNCATED: u8 = 1;
 const BY_FRAME_POINTER: u8 = 2;
 const INTERPRETER_MISSING: u8 = 4;
+const PYTHON_READ: u8 = 8;
+const SCRIPTS_READ: u8 = 16;
 
 impl PackedStack {
     /// Packs a stack.
@@ -25,6 +27,8 @@ impl PackedStack {
             (stack.truncated, TRUNCATED),
             (stack.by_frame_pointer, BY_FRAME_POINTER),
             (stack.interpreter_missing, INTERPRETER_MISSING),
+            (stack.python_read, PYTHON_READ),
+            (stack.scripts_read, SCRIPTS_READ),
         ] {
             flags |= if is_set { flag } else { 0 };
         }
@@ -58,6 +62,8 @@ impl PackedStack {
             end: StackEnd::of_flags(u32::from(end) << StackEnd::SHIFT),
             by_frame_pointer: flags & BY_FRAME_POINTER != 0,
             interpreter_missing: flags & INTERPRETER_MISSING != 0,
+            python_read: flags & PYTHON_READ != 0,
+            scripts_read: flags & SCRIPTS_READ != 0,
         }
     }
 
@@ -90,7 +96,7 @@ mod tests {
             kernel in prop::collection::vec(any::<u64>(), 0..40),
             user in prop::collection::vec(any::<u64>(), 0..60),
             end in 0..8_u32,
-            flags in any::<[bool; 3]>(),
+            flags in any::<[bool; 5]>(),
         ) {
             let stack = StackTrace {
                 kernel: kernel.into(),
@@ -99,6 +105,8 @@ mod tests {
                 end: StackEnd::of_flags(end << StackEnd::SHIFT),
                 by_frame_pointer: flags[1],
                 interpreter_missing: flags[2],
+                python_read: flags[3],
+                scripts_read: flags[4],
             };
             prop_assert_eq!(PackedStack::new(&stack).unpack(), stack);
         }

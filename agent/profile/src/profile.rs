@@ -61,11 +61,25 @@ pub struct Profile {
     pub frames: Vec<Frame>,
     /// Stacks with their counts, the most frequent first.
     pub samples: Vec<Sample>,
-    /// Samples that were taken and are in none of `samples`; waits, off the CPU.
+    /// Samples that were taken of what was asked for and are in none of `samples`; waits, off the CPU.
     pub lost_samples: u64,
+    /// Those that were lost on the whole host meanwhile, of which nobody knows whose they were.
+    pub lost_on_host: u64,
 }
 
 impl Profile {
+    /// What was lost, in words, for people; `None` where nothing was.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        let events = self.kind.events();
+        match (self.lost_samples, self.lost_on_host) {
+            (0, 0) => None,
+            (own, 0) => Some(format!("{own} {events} lost")),
+            (0, host) => Some(format!("{host} {events} lost on the whole host")),
+            (own, host) => Some(format!("{own} {events} lost, and {host} on the whole host")),
+        }
+    }
+
     /// Samples in the profile.
     #[must_use]
     pub fn sample_count(&self) -> u64 {
@@ -157,4 +171,33 @@ pub struct Sample {
     pub work: Work,
     /// How far the stack could be followed.
     pub unwind: Unwind,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_is_told_with_whose_it_was() {
+        let lost = |kind, own, host| {
+            let profile = Profile {
+                kind,
+                started: SystemTime::UNIX_EPOCH,
+                duration: Duration::ZERO,
+                period_ns: 1,
+                mappings: Vec::new(),
+                frames: Vec::new(),
+                samples: Vec::new(),
+                lost_samples: own,
+                lost_on_host: host,
+            };
+            profile.lost()
+        };
+        assert_eq!(lost(Kind::Cpu, 0, 0), None);
+        assert_eq!(lost(Kind::Cpu, 2, 0).unwrap(), "2 samples lost");
+        let host = lost(Kind::OffCpu, 0, 3).unwrap();
+        assert_eq!(host, "3 waits lost on the whole host");
+        let both = lost(Kind::OffCpu, 2, 3).unwrap();
+        assert_eq!(both, "2 waits lost, and 3 on the whole host");
+    }
 }

@@ -78,6 +78,10 @@ pub struct StackTrace {
     pub by_frame_pointer: bool,
     /// Frames of an interpreter are missing, or could not be told from its native ones.
     pub interpreter_missing: bool,
+    /// CPython's frames were looked for: where the thread ran it all the same, they are missing.
+    pub python_read: bool,
+    /// V8's functions were, likewise.
+    pub scripts_read: bool,
 }
 
 /// How far a stack could be followed: the label `unwind`.
@@ -100,7 +104,8 @@ pub enum Unwind {
     UnsupportedRule,
     /// To a caller that would lie below its callee.
     NoProgress,
-    /// To the thread's entry, but without all frames of the interpreter that it runs.
+    /// To the thread's entry, but without all frames of the interpreter that it runs, or without the
+    /// functions of all of them.
     Interpreter,
 }
 

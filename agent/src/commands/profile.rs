@@ -210,12 +210,8 @@ fn summary(profile: &Profile, output: &Path, nothing: &str) -> String {
         profile.frames.len() - unnamed,
         profile.frames.len(),
     );
-    if profile.lost_samples > 0 {
-        line.push_str(&format!(
-            ", {} {} lost",
-            profile.lost_samples,
-            profile.kind.events()
-        ));
+    if let Some(lost) = profile.lost() {
+        line.push_str(&format!(", {lost}"));
     }
     if profile.samples.is_empty() {
         line.push_str(&format!(" ({nothing} while it was watched)"));

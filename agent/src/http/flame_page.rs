@@ -192,12 +192,8 @@ fn summary(profile: &Profile, samples: u64) -> String {
         ),
         Kind::OffCpu => format!("{counted_s:.3} s of waiting in {seconds:.0} s"),
     };
-    if profile.lost_samples > 0 {
-        line.push_str(&format!(
-            " · {} {} lost",
-            profile.lost_samples,
-            profile.kind.events()
-        ));
+    if let Some(lost) = profile.lost() {
+        line.push_str(&format!(" · {lost}"));
     }
     line
 }

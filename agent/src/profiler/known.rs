@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebpf_common::python::NATIVE_MARK;
 use ebpf_common::sample::SampleKey;
@@ -12,19 +12,22 @@ use profile::v8::SCRIPT_FRAME;
 use profile::{Counted, Thread};
 
 use super::python::PythonFrames;
-use super::target::Identity;
+use super::target::{Identity, Target};
 use super::unwind::Unwinder;
 use super::v8::ScriptFrames;
 use crate::probes::sampler::{Translated, UserStack};
 use crate::process::{Process, ProcessTable};
-use crate::symbolize::{ImageKey, Images, Request};
+use crate::symbolize::{ImageKey, Images, NamelessFiles, Request};
 
 /// Most process images that are kept in mind. What continuous profiling keeps is bounded by memory
 /// well before.
 const MAX_IDENTITIES: usize = 65_536;
 
-/// How long a profile waits for the unwind rows of the process that it is of.
+/// How long a profile waits for the unwind rows of the processes that it is of.
 const PREPARATION: Duration = Duration::from_millis(300);
+
+/// Most processes whose rows are waited for.
+const MAX_PREPARED: usize = 512;
 
 /// Service name of the kernel's own threads.
 const KERNEL: &str = "kernel";
@@ -55,9 +58,16 @@ impl Known {
         }
     }
 
-    /// Has the unwind rows of a process loaded before it is sampled.
-    pub(super) fn prepare(&self, pid: u32) {
-        self.unwinder.prepare(pid, PREPARATION);
+    /// Has the unwind rows of the processes of a target loaded before they are sampled.
+    pub(super) fn prepare(&mut self, target: &Target) {
+        let until = Instant::now() + PREPARATION;
+        match target {
+            Target::Pid(pid) => self.unwinder.prepare([*pid], until),
+            _ => {
+                let members = target.members(&self.processes).take(MAX_PREPARED);
+                self.unwinder.prepare(members, until);
+            }
+        }
     }
 
     /// Learns what has to be known of a sampled process before it ends. Where it runs an interpreter,
@@ -91,6 +101,11 @@ impl Known {
             .or_else(|| self.scripts.translate(key, stack))
     }
 
+    /// See [`Images::take_nameless`].
+    pub(super) fn take_nameless(&mut self) -> NamelessFiles {
+        self.images.take_nameless()
+    }
+
     /// Who a sampled thread belongs to.
     pub(super) fn identity(&self, thread: &Thread) -> Option<&Identity> {
         self.identities.get(&ImageKey::of(thread))
@@ -111,11 +126,12 @@ impl Known {
     }
 
     /// The stacks with what is needed to resolve them.
-    pub(super) fn request(&self, counted: Vec<Counted>) -> Request {
+    pub(super) fn request(&mut self, counted: Vec<Counted>) -> Request {
         let keys: HashSet<_> = counted
             .iter()
             .map(|counted| ImageKey::of(&counted.thread))
             .collect();
+        self.images.find_perf_maps(&keys);
         let services = keys.iter().filter_map(|key| {
             let identity = self.identities.get(key)?;
             Some((*key, Arc::clone(&identity.process.service)))

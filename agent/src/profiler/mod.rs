@@ -32,7 +32,6 @@ use crate::self_metrics::ProfileSamples;
 use crate::symbolize::Symbolizer;
 use python::PythonProcesses;
 use session::Collected;
-use target::Identity;
 use work::Message;
 
 pub use error::ProfileError;
@@ -163,7 +162,8 @@ impl Profiler {
         let (messages, received) = mpsc::channel();
         let processes_of_worker = Arc::clone(&processes);
         let worker =
-            work::Worker::new(sampler, unwinder, processes_of_worker, continuous, requests);
+            work::Worker::new(sampler, unwinder, processes_of_worker, continuous, requests)
+                .counting(samples.clone());
         thread::Builder::new()
             .name("profiler".into())
             .spawn(move || worker.run(&received))?;
@@ -254,7 +254,7 @@ impl Profiler {
             // A thread's number leads to its folder too.
             Target::Tid(tid) if runs(tid) => Ok(()),
             Target::Tid(tid) => Err(ProfileError::NoSuchThread(*tid)),
-            _ if self.includes_any(target) => Ok(()),
+            _ if target.members(&self.processes).next().is_some() => Ok(()),
             Target::Service(name) => {
                 let listed = self.processes.list();
                 let mut names: Vec<_> = listed
@@ -268,21 +268,6 @@ impl Profiler {
         }
     }
 
-    /// Does any process that is known belong to the target?
-    fn includes_any(&self, target: &Target) -> bool {
-        let includes = |process| {
-            let identity = match target {
-                Target::Cgroup(_) => Identity::read(process, Path::new("/proc")),
-                _ => Identity::without_cgroups(process),
-            };
-            target.includes_process(&identity)
-        };
-        self.processes
-            .list()
-            .into_iter()
-            .any(|listed| includes(listed.process))
-    }
-
     fn count(&self, profile: &Profile) {
         let Some(samples) = &self.samples else {
             return;
@@ -290,7 +275,7 @@ impl Profiler {
         for sample in &profile.samples {
             samples.add(sample.unwind.label(), sample.count);
         }
-        samples.add(LOST, profile.lost_samples);
+        samples.add(LOST, profile.lost_samples + profile.lost_on_host);
     }
 }
 
@@ -310,12 +295,14 @@ fn finish(
         duration,
         period_ns,
         lost_samples,
+        lost_on_host,
         dropped_samples,
     } = collected;
     let resolved = symbolizer.resolve(request)?;
     if let Some(samples) = samples {
         samples.dropped.inc_by(dropped_samples);
         samples.malformed_lines.inc_by(resolved.malformed_lines);
+        samples.cut_lists.inc_by(resolved.cut_lists);
     }
     Ok(Profile {
         started,
@@ -326,6 +313,7 @@ fn finish(
         frames: resolved.frames,
         samples: resolved.samples,
         lost_samples: lost_samples + dropped_samples,
+        lost_on_host,
     })
 }
 

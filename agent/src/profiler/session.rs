@@ -32,8 +32,10 @@ pub(super) struct Collected {
     pub(super) kind: Kind,
     /// What one count stands for, nanoseconds.
     pub(super) period_ns: u64,
-    /// Samples that were taken and then lost before they came here.
+    /// Samples of the selection that were taken and then lost before they came here.
     pub(super) lost_samples: u64,
+    /// See [`profile::Profile::lost_on_host`].
+    pub(super) lost_on_host: u64,
     /// Samples of stacks beyond those that one profile can have.
     pub(super) dropped_samples: u64,
 }
@@ -113,8 +115,9 @@ impl Session {
     }
 
     /// Hands over what was collected until `now`.
-    pub(super) fn finish(self, known: &Known, lost_now: u64, now: Instant) {
-        let lost_samples = lost_now.saturating_sub(self.lost_before);
+    pub(super) fn finish(self, known: &mut Known, lost_now: u64, now: Instant) {
+        let lost = lost_now.saturating_sub(self.lost_before);
+        let (lost_samples, lost_on_host) = self.selector.share_of_lost(lost);
         let dropped_samples = self.store.dropped();
         let (started, begin) = self.started;
         let counted = self.store.into_counted();
@@ -128,6 +131,7 @@ impl Session {
                 kind: Kind::Cpu,
                 period_ns: period_ns(self.hz),
                 lost_samples,
+                lost_on_host,
                 dropped_samples,
             }),
         };
@@ -169,6 +173,8 @@ pub(super) fn stack(sample: &RawSample<'_>) -> StackTrace {
         end: StackEnd::of_flags(flags),
         by_frame_pointer: flags & stack_flags::BY_FRAME_POINTER != 0,
         interpreter_missing: sample.interpreter_missing,
+        python_read: flags & stack_flags::PYTHON_READ != 0,
+        scripts_read: flags & stack_flags::SCRIPTS_READ != 0,
     }
 }
 
@@ -219,7 +225,7 @@ mod tests {
     }
 
     fn finished(session: Session, mut collected: Receiver) -> Collected {
-        session.finish(&known(), 103, Instant::now());
+        session.finish(&mut known(), 103, Instant::now());
         collected.try_recv().unwrap().unwrap()
     }
 
@@ -230,7 +236,7 @@ mod tests {
         add(&mut session, 1, 990, 990);
         let collected = finished(session, collected);
         assert_eq!(collected.request.counted[0].count, 10 + 99);
-        assert_eq!(collected.lost_samples, 3);
+        assert_eq!((collected.lost_samples, collected.lost_on_host), (3, 0));
     }
 
     #[test]
@@ -238,7 +244,10 @@ mod tests {
         let (mut session, collected) = session(Target::Pid(7));
         add(&mut session, 7, 1, 99);
         add(&mut session, 8, 1, 99);
-        let counted = finished(session, collected).request.counted;
+        let collected = finished(session, collected);
+        // Whose they were is not known.
+        assert_eq!((collected.lost_samples, collected.lost_on_host), (0, 3));
+        let counted = collected.request.counted;
         assert_eq!(counted.len(), 1);
         assert_eq!(
             (counted[0].thread.pid, &*counted[0].thread.name),

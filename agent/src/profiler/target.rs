@@ -11,7 +11,7 @@ use protocol::elasticsearch::is_operation;
 use protocol::known_method;
 
 use super::{MAX_LISTED, MIN_CONTAINER_ID_LEN, ProfileError};
-use crate::process::Process;
+use crate::process::{Process, ProcessTable};
 
 /// Most cgroups of one process: a host has about a dozen hierarchies at the most.
 const MAX_CGROUPS: usize = 16;
@@ -233,6 +233,21 @@ impl Selector {
         }
     }
 
+    /// Of so many samples that were lost on the whole host, how many were of what is meant, and how many
+    /// may have been anybody's.
+    pub(super) fn share_of_lost(&self, lost: u64) -> (u64, u64) {
+        if self.target == Target::All && self.is_of_all() {
+            (lost, 0)
+        } else {
+            (0, lost)
+        }
+    }
+
+    /// Are all samples of the target meant?
+    pub(super) fn is_of_all(&self) -> bool {
+        self.thread.is_none() && self.work.is_any()
+    }
+
     /// Is it a sample that is meant? Where only its work is another one, `other` takes note of that.
     pub(super) fn includes(
         &self,
@@ -270,6 +285,24 @@ impl Selector {
 }
 
 impl Target {
+    /// The processes that are known and belong to it now. Of the host, those are all.
+    pub(super) fn members(&self, processes: &ProcessTable) -> impl Iterator<Item = u32> {
+        let listed = processes.list().into_iter();
+        listed.filter_map(|listed| {
+            let pid = listed.process.pid;
+            let identity = match self {
+                Self::Cgroup(_) => Identity::read(listed.process, Path::new("/proc")),
+                _ => Identity::without_cgroups(listed.process),
+            };
+            let belongs = match self {
+                Self::Pid(wanted) => pid == *wanted,
+                Self::Tid(tid) => Path::new(&format!("/proc/{pid}/task/{tid}")).exists(),
+                _ => self.includes_process(&identity),
+            };
+            belongs.then_some(pid)
+        })
+    }
+
     /// Does the process belong to the service, container or cgroup? Others are told apart by their
     /// numbers alone.
     pub(super) fn includes_process(&self, identity: &Identity) -> bool {

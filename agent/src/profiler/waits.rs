@@ -72,12 +72,19 @@ impl WaitSession {
         let found = Self::collect(&self.selector, sampler, known, labels, &mut other);
         let found = found.and_then(|(store, unknown)| {
             let skipped = sampler.skipped_waits()?.saturating_sub(self.skipped_before);
+            let lost = skipped + unknown;
+            // Of one process, nobody else's are measured.
+            let (lost_samples, lost_on_host) = match self.selector.target {
+                Target::Pid(_) if self.selector.is_of_all() => (lost, 0),
+                _ => self.selector.share_of_lost(lost),
+            };
             Ok(Collected {
                 kind: Kind::OffCpu,
                 started,
                 duration,
                 period_ns: PERIOD_NS,
-                lost_samples: skipped + unknown,
+                lost_samples,
+                lost_on_host,
                 dropped_samples: store.dropped(),
                 request: known.request(store.into_counted()),
             })

@@ -22,6 +22,7 @@ use super::waits::WaitSession;
 use super::{MAX_CONCURRENT, ProfileError};
 use crate::probes::sampler::{Sampler, SamplerError, Targets};
 use crate::process::ProcessTable;
+use crate::self_metrics::ProfileSamples;
 use crate::symbolize::ImageKey;
 
 /// How often new stacks are read: soon enough to find a process still there that lives shortly.
@@ -93,6 +94,7 @@ pub(super) struct Worker {
     /// Continuous profiling rests until then.
     resting_until: Option<Instant>,
     cpus: u64,
+    samples: Option<ProfileSamples>,
 }
 
 impl Worker {
@@ -118,7 +120,13 @@ impl Worker {
             forgot: now,
             resting_until: None,
             cpus: cpus as u64,
+            samples: None,
         }
+    }
+
+    /// The same, but what is lost on the way is counted there.
+    pub(super) fn counting(self, samples: Option<ProfileSamples>) -> Self {
+        Self { samples, ..self }
     }
 
     /// Works until nobody holds the other end of `messages`.
@@ -216,11 +224,13 @@ impl Worker {
 
     /// Learns what has to be known of a target before its first stack is taken.
     fn prepare(&mut self, selector: &Selector) {
-        match selector.target {
+        match &selector.target {
+            // Whoever runs most is likely to be known, and nobody could wait for all.
+            Target::All => return,
             Target::Cgroup(_) => self.known.refresh_cgroups(),
-            Target::Pid(pid) => self.known.prepare(pid),
             _ => {}
         }
+        self.known.prepare(&selector.target);
     }
 
     fn past(
@@ -254,13 +264,15 @@ impl Worker {
         {
             return Err(refusal);
         }
+        let (lost_samples, lost_on_host) = selector.share_of_lost(span.lost_samples);
         Ok(Collected {
             request: self.known.request(span.counted),
             started: span.began,
             duration: span.duration,
             kind: Kind::Cpu,
             period_ns: period_ns(recorder.hz()),
-            lost_samples: span.lost_samples,
+            lost_samples,
+            lost_on_host,
             dropped_samples: 0,
         })
     }
@@ -280,6 +292,12 @@ impl Worker {
         } = self;
         if self.running.is_some() || self.waits.is_some() {
             labels.read(sampler, known)?;
+        }
+        let nameless = known.take_nameless();
+        if let Some(samples) = &self.samples {
+            let [beyond_limit, unreadable] = &samples.nameless_files;
+            beyond_limit.inc_by(nameless.beyond_limit);
+            unreadable.inc_by(nameless.unreadable);
         }
         if let Some(waits) = self.waits.take_if(|waits| waits.time_left(now).is_zero()) {
             waits.finish(sampler, known, labels);
@@ -370,7 +388,7 @@ impl Worker {
             .sessions
             .extract_if(.., |session| session.time_left(now).is_zero())
         {
-            session.finish(&self.known, lost, now);
+            session.finish(&mut self.known, lost, now);
         }
         if !goes_on {
             self.running = None;

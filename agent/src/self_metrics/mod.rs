@@ -176,6 +176,12 @@ pub struct ProfileSamples {
     counters: IntCounterVec,
     /// Lines of perf maps that could not be understood: `telltale_losses_total`.
     pub malformed_lines: IntCounter,
+    /// Perf maps that were too long, or too dense, to be used whole, each once a profile:
+    /// `telltale_losses_total`.
+    pub cut_lists: IntCounter,
+    /// Files, each once a process, whose functions have no names: more than are held open, and those
+    /// that could not be opened. `telltale_losses_total`.
+    pub nameless_files: [IntCounter; 2],
     /// Samples of more stacks than a profile can have: `telltale_losses_total`.
     pub dropped: IntCounter,
 }
@@ -193,6 +199,9 @@ impl ProfileSamples {
         Ok(Self {
             counters,
             malformed_lines: losses.counter("symbolize", "perf_map_line"),
+            cut_lists: losses.counter("symbolize", "perf_map_limit"),
+            nameless_files: ["file_limit", "file_unreadable"]
+                .map(|reason| losses.counter("symbolize", reason)),
             dropped: losses.counter("profiler", "profile_full"),
         })
     }

@@ -186,10 +186,7 @@ impl Encoder {
     /// What a reader of the file should know and the format has no field for.
     fn comments(&mut self, profile: &Profile) -> Vec<i64> {
         let mut comments = vec![concat!("telltale ", env!("CARGO_PKG_VERSION")).to_owned()];
-        if profile.lost_samples > 0 {
-            let lost = profile.lost_samples;
-            comments.push(format!("{lost} {} were lost", profile.kind.events()));
-        }
+        comments.extend(profile.lost());
         comments
             .iter()
             .map(|comment| self.string(comment))

@@ -78,5 +78,6 @@ pub(crate) fn profile() -> Profile {
             sample(&[3, 2], 1, Unwind::Unverified),
         ],
         lost_samples: 0,
+        lost_on_host: 0,
     }
 }

@@ -159,6 +159,7 @@ impl Executable {
             })
             .collect();
         Some(Layout {
+            holds_python: self.python().is_some(),
             path: Arc::clone(&self.path),
             build_id,
             segments,
@@ -174,6 +175,7 @@ pub struct Layout {
     build_id: Option<BuildId>,
     segments: Vec<Segment>,
     code_sections: Vec<(u64, u64)>,
+    holds_python: bool,
 }
 
 /// A `PT_LOAD` program header.
@@ -210,6 +212,12 @@ impl Layout {
             build_id: self.build_id.clone(),
         };
         Some((address, mapping))
+    }
+
+    /// Is there CPython in the file?
+    #[must_use]
+    pub const fn holds_python(&self) -> bool {
+        self.holds_python
     }
 
     /// Do both addresses lie in one code section? A symbol without a size must not give its name

@@ -24,6 +24,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after looks in vain.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Longest pause between looks for a perf map, which somebody may ask a runtime to write at any time.
+const PERF_MAP_PAUSE: Duration = Duration::from_secs(1);
+
 /// Most process images. What continuous profiling keeps is bounded by memory well before.
 const MAX_IMAGES: usize = 65_536;
 
@@ -102,6 +105,11 @@ impl Looks {
             (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
         };
     }
+
+    fn note_perf_map(&mut self) {
+        self.last = Some(Instant::now());
+        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, PERF_MAP_PAUSE);
+    }
 }
 
 /// Whether a process still has its image.
@@ -156,6 +164,21 @@ impl Image {
         self.jit_mark.as_ref().filter(|_| is_jit)
     }
 
+    /// A list that was replaced by another file gives way to that; one that is gone is kept.
+    fn find_perf_map(&mut self, proc_root: &Path, pid: u32) {
+        self.perf_map_looks.note_perf_map();
+        let Some(found) = PerfMapFile::find(proc_root, pid) else {
+            return;
+        };
+        if !self
+            .perf_map
+            .as_ref()
+            .is_some_and(|known| known.is_same(&found))
+        {
+            self.perf_map = Some(Arc::new(found));
+        }
+    }
+
     /// Lets go of what no sample has touched, once the process has ended and had time to be read: most
     /// processes have far more mapped than they run, and where many begin and end, the lists of all
     /// of them would take more memory than their samples.
@@ -189,6 +212,16 @@ pub struct Images {
     images: HashMap<ImageKey, Image>,
     files: HashMap<FileIdentity, Arc<Executable>>,
     max_files: usize,
+    nameless: NamelessFiles,
+}
+
+/// Files that were sampled and whose functions can have no names, each once a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamelessFiles {
+    /// More files than are held open.
+    pub beyond_limit: u64,
+    /// They could not be opened.
+    pub unreadable: u64,
 }
 
 impl Images {
@@ -202,7 +235,13 @@ impl Images {
             images: HashMap::new(),
             files: HashMap::new(),
             max_files: max_files as usize,
+            nameless: NamelessFiles::default(),
         }
+    }
+
+    /// Takes out how many files were met since the last call that can have no names.
+    pub fn take_nameless(&mut self) -> NamelessFiles {
+        std::mem::take(&mut self.nameless)
     }
 
     /// Makes sure that `addresses` of an image can be resolved later: reads what the process has
@@ -231,14 +270,31 @@ impl Images {
             let region = &mut image.regions[position];
             if matches!(region.backing, Backing::Unopened) && !region.unreadable {
                 let (files, max_files) = (&mut self.files, self.max_files);
-                open(region, &self.proc_root, key.pid, files, max_files);
+                match open(&region.entry, &self.proc_root, key.pid, files, max_files) {
+                    Ok(file) => region.backing = Backing::File(file),
+                    Err(refusal) => {
+                        region.unreadable = true;
+                        match refusal {
+                            Refusal::Limit => self.nameless.beyond_limit += 1,
+                            Refusal::Unreadable => self.nameless.unreadable += 1,
+                        }
+                    }
+                }
             }
-            if matches!(region.backing, Backing::Anonymous)
-                && image.perf_map.is_none()
-                && image.perf_map_looks.is_due()
+            if matches!(region.backing, Backing::Anonymous) && image.perf_map_looks.is_due() {
+                image.find_perf_map(&self.proc_root, key.pid);
+            }
+        }
+    }
+
+    /// Looks for the perf maps of these images that were written, or written anew, since the last look.
+    pub fn find_perf_maps<'a>(&mut self, keys: impl IntoIterator<Item = &'a ImageKey>) {
+        for key in keys {
+            if let Some(image) = self.images.get_mut(key)
+                && image.perf_map_looks.last.is_some()
+                && maps::read_image(&self.proc_root, key.pid) == Some(key.image)
             {
-                image.perf_map = PerfMapFile::find(&self.proc_root, key.pid).map(Arc::new);
-                image.perf_map_looks.note(image.perf_map.is_some());
+                image.find_perf_map(&self.proc_root, key.pid);
             }
         }
     }
@@ -347,28 +403,31 @@ pub fn open_mapped(proc_root: &Path, pid: u32, entry: &MapsEntry) -> Option<Exec
     })
 }
 
-/// Opens the file of a region, or finds the one that is open already.
+/// Why a file is not held open.
+enum Refusal {
+    Limit,
+    Unreadable,
+}
+
+/// Opens the file of a range, or finds the one that is open already.
 fn open(
-    region: &mut Region,
+    entry: &MapsEntry,
     proc_root: &Path,
     pid: u32,
     files: &mut HashMap<FileIdentity, Arc<Executable>>,
     max_files: usize,
-) {
-    let Some(executable) = open_mapped(proc_root, pid, &region.entry) else {
-        region.unreadable = true;
-        return;
-    };
+) -> Result<Arc<Executable>, Refusal> {
+    let executable = open_mapped(proc_root, pid, entry).ok_or(Refusal::Unreadable)?;
     let identity = executable.identity();
     if let Some(known) = files.get(&identity) {
-        region.backing = Backing::File(Arc::clone(known));
-    } else if files.len() < max_files {
-        let executable = Arc::new(executable);
-        files.insert(identity, Arc::clone(&executable));
-        region.backing = Backing::File(executable);
-    } else {
-        region.unreadable = true;
+        return Ok(Arc::clone(known));
     }
+    if files.len() >= max_files {
+        return Err(Refusal::Limit);
+    }
+    let executable = Arc::new(executable);
+    files.insert(identity, Arc::clone(&executable));
+    Ok(executable)
 }
 
 #[cfg(test)]
@@ -399,6 +458,24 @@ mod tests {
             *std::env::current_exe().unwrap().to_str().unwrap()
         );
         assert!(image.region(0).is_none());
+    }
+
+    #[test]
+    fn a_file_that_finds_no_room_is_counted_once() {
+        let here = own_key as fn() -> ImageKey as usize as u64;
+        let mut images = Images::new("/proc");
+        images.max_files = 0;
+        for _ in 0..2 {
+            images.observe(own_key(), own_key().pid, &[here, here + 1]);
+        }
+        let expected = NamelessFiles {
+            beyond_limit: 1,
+            unreadable: 0,
+        };
+        assert_eq!(images.take_nameless(), expected);
+        assert_eq!(images.take_nameless(), NamelessFiles::default());
+        let region = images.get(own_key()).unwrap().region(here).unwrap();
+        assert!(matches!(region.backing, Backing::Unopened), "{region:?}");
     }
 
     #[test]

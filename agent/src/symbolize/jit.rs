@@ -67,6 +67,15 @@ pub fn is_node(path: &str) -> bool {
     runtime(path) == Some("node")
 }
 
+/// Is it the mark of Node's functions?
+#[must_use]
+pub fn is_node_mark(name: &str) -> bool {
+    let runtime = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_suffix(']'));
+    runtime == Some(" node")
+}
+
 /// Is it such a mark, and thus no function's name?
 #[must_use]
 pub fn is_mark(name: &str) -> bool {
@@ -119,5 +128,6 @@ mod tests {
         assert_eq!(&*mark(["/bin/node", "/lib/libnode.so.1"]), "[jit node]");
         assert!(is_mark(&mark(both)) && is_mark("[jit node]"));
         assert!(!is_mark("[java]") && !is_mark("jit"));
+        assert!(is_node_mark("[jit node]") && !is_node_mark("[jit java]"));
     }
 }

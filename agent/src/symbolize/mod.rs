@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::probes::release_memory;
 
-pub use image::{Image, ImageKey, Images};
+pub use image::{Image, ImageKey, Images, NamelessFiles};
 pub use resolve::{Request, Resolved};
 
 use names::Names;

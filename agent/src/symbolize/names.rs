@@ -109,15 +109,7 @@ impl Names {
                     || (symbol.offset < LONGEST_SIZELESS_FUNCTION_BYTES
                         && layout.same_section(symbol.addr, address))
             };
-            let mut elf = Elf::new(executable.reopen_path());
-            let addresses = || Input::VirtOffset(unknown.as_slice());
-            let mut found = self.symbolize(&Source::from(elf.clone()), addresses(), trusted);
-            if found.is_none() {
-                // Debug information that cannot be read is no reason to do without the symbols.
-                elf.debug_syms = false;
-                found = self.symbolize(&Source::from(elf), addresses(), trusted);
-            }
-            let mut found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
+            let mut found = self.in_elf(&executable, &unknown, trusted);
             if found.iter().any(Vec::is_empty) {
                 let texts = &mut self.texts;
                 executable.with_go_table(|table| {
@@ -135,6 +127,48 @@ impl Names {
         }
         let functions = self.files.get(&identity).map(|file| &file.functions);
         functions.map_or_else(Vec::new, |functions| known(functions, addresses))
+    }
+
+    /// Functions by an ELF file's debug information and its symbols.
+    fn in_elf(
+        &mut self,
+        executable: &Executable,
+        addresses: &[u64],
+        trusted: impl Fn(&Sym<'_>, u64) -> bool,
+    ) -> Vec<Functions> {
+        let mut elf = Elf::new(executable.reopen_path());
+        let source = Source::from(elf.clone());
+        let by_debug = self.symbolize(&source, Input::VirtOffset(addresses), &trusted);
+        let mut found =
+            by_debug.unwrap_or_else(|| vec![(Vec::new(), Trust::None); addresses.len()]);
+        let doubtful: Vec<_> = found
+            .iter()
+            .zip(addresses)
+            .filter(|((_, trust), _)| *trust == Trust::None)
+            .map(|(_, address)| *address)
+            .collect();
+        // Debug information that cannot be read is no reason to do without the symbols, nor is one that
+        // says of a function in several parts, as compilers split them, where it has code, but not where
+        // it begins.
+        elf.debug_syms = false;
+        let by_symbols = if doubtful.is_empty() {
+            None
+        } else {
+            self.symbolize(&Source::from(elf), Input::VirtOffset(&doubtful), trusted)
+        };
+        let mut by_symbols = by_symbols.unwrap_or_default().into_iter();
+        let found = found.iter_mut().map(|(functions, trust)| {
+            let by_debug = std::mem::take(functions);
+            if *trust == Trust::Full {
+                return by_debug;
+            }
+            match by_symbols.next() {
+                Some((by_symbols, Trust::Full)) if is_same(&by_debug, &by_symbols) => by_debug,
+                Some((by_symbols, Trust::Full)) => by_symbols,
+                _ => Vec::new(),
+            }
+        });
+        found.collect()
     }
 
     /// Lets go of what was read for the longest time, until the rest is short enough.
@@ -170,7 +204,7 @@ impl Names {
                 // Without CAP_SYSLOG every symbol reads as zero.
                 symbol.addr != 0 && symbol.offset < LONGEST_KERNEL_FUNCTION_BYTES
             });
-            let found = found.unwrap_or_else(|| vec![Vec::new(); unknown.len()]);
+            let found = trusted_alone(found, unknown.len());
             self.kernel.extend(unknown.into_iter().zip(found));
         }
         known(&self.kernel, addresses)
@@ -184,7 +218,7 @@ impl Names {
         let addresses: Vec<_> = offsets.iter().map(|offset| start + offset).collect();
         let source = Source::from(Process::new(Pid::Slf));
         let found = self.symbolize(&source, Input::AbsAddr(&addresses), |_, _| true);
-        found.unwrap_or_else(|| vec![Vec::new(); offsets.len()])
+        trusted_alone(found, offsets.len())
     }
 
     /// Lets go of everything when it is too much.
@@ -195,14 +229,14 @@ impl Names {
         }
     }
 
-    /// Names of all addresses, of which those that `trusted` refuses have none; `None` where the
-    /// source cannot be read.
+    /// Names of all addresses, and whether `trusted` takes them; `None` where the source cannot be
+    /// read.
     fn symbolize(
         &mut self,
         source: &Source<'_>,
         addresses: Input<&[u64]>,
         trusted: impl Fn(&Sym<'_>, u64) -> bool,
-    ) -> Option<Vec<Functions>> {
+    ) -> Option<Vec<(Functions, Trust)>> {
         let count = addresses.as_inner_ref().len();
         let symbols = match self.blazesym.symbolize(source, addresses) {
             Ok(symbols) => symbols,
@@ -216,13 +250,45 @@ impl Names {
             .iter()
             .zip(addresses.into_inner())
             .map(|(symbol, address)| match symbol {
-                Symbolized::Sym(symbol) if trusted(symbol, *address) => functions(symbol, texts),
-                _ => Vec::new(),
+                Symbolized::Sym(symbol) if trusted(symbol, *address) => {
+                    (functions(symbol, texts), Trust::Full)
+                }
+                Symbolized::Sym(symbol) => (functions(symbol, texts), Trust::None),
+                Symbolized::Unknown(_) => (Vec::new(), Trust::None),
             })
             .collect();
-        functions.resize(count, Vec::new());
+        functions.resize(count, (Vec::new(), Trust::None));
         Some(functions)
     }
+}
+
+/// Whether a name can be relied upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    Full,
+    None,
+}
+
+/// The names that can be relied upon.
+fn trusted_alone(found: Option<Vec<(Functions, Trust)>>, count: usize) -> Vec<Functions> {
+    let Some(found) = found else {
+        return vec![Vec::new(); count];
+    };
+    let found = found.into_iter();
+    let trusted = found.map(|(functions, trust)| match trust {
+        Trust::Full => functions,
+        Trust::None => Vec::new(),
+    });
+    trusted.collect()
+}
+
+/// Is the outermost function the same one, or a part of it (`f.cold`)?
+fn is_same(by_debug: &Functions, by_symbols: &Functions) -> bool {
+    let (Some(by_debug), Some(by_symbols)) = (by_debug.last(), by_symbols.last()) else {
+        return false;
+    };
+    let part = by_symbols.name.strip_prefix(&*by_debug.name);
+    part.is_some_and(|part| part.is_empty() || part.starts_with(['.', ' ']))
 }
 
 /// Build id of the running kernel, which is read once.
@@ -316,6 +382,28 @@ mod tests {
     #[inline(never)]
     fn other() -> u32 {
         line!()
+    }
+
+    #[test]
+    fn a_part_of_a_function_is_that_function() {
+        let named = |name: &str| {
+            vec![SymbolizedFrame {
+                name: name.into(),
+                file: None,
+                line: None,
+            }]
+        };
+        for (debug, symbol, expected) in [
+            ("f", "f", true),
+            ("f", "f.cold", true),
+            ("a::f(int)", "a::f(int) [clone .cold]", true),
+            ("f", "fg", false),
+            ("g", "f.cold", false),
+        ] {
+            let found = is_same(&named(debug), &named(symbol));
+            assert_eq!(found, expected, "{debug}, {symbol}");
+        }
+        assert!(!is_same(&Vec::new(), &named("f")));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! (Linux, `tools/perf/Documentation/jit-interface.txt`).
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,12 +13,17 @@ use std::time::{Duration, SystemTime};
 
 use procfs::process::Process;
 use profile::SymbolizedFrame;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::maps;
 use super::names::Functions;
 
-/// Most bytes that are read of one perf map.
-const MAX_BYTES: u64 = 256 * 1024 * 1024;
+/// Most bytes that are read of one perf map: its last ones, since what is written later holds.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Most often that ranges may hold one of the addresses that are looked up: with ranges that all lie
+/// over each other, every line would be compared with every address.
+const MAX_MATCHES: usize = 4_000_000;
 
 /// Most bytes of one line; longer ones are cut.
 const MAX_LINE_BYTES: u64 = 4096;
@@ -31,6 +36,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct PerfMapFile {
     file: File,
+    /// Device and inode.
+    identity: (u64, u64),
     /// Its length when it was found: what comes later was written while the profile was taken.
     len_when_found: u64,
     /// Bytes of it that were read: lines that could not be understood there are counted already.
@@ -43,14 +50,7 @@ impl PerfMapFile {
     pub fn find(proc_root: &Path, pid: u32) -> Option<Self> {
         let own_pid = maps::read_own_pid(proc_root, pid)?;
         let folder = proc_root.join(pid.to_string());
-        // Anybody may write to /tmp: no links are followed, no pipe is waited for, and the file has
-        // to belong to the process's user (or root), as perf asks as well.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(folder.join(format!("root/tmp/perf-{own_pid}.map")))
-            .ok()?;
+        let file = open_in_root(&folder.join("root"), &format!("tmp/perf-{own_pid}.map")).ok()?;
         let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
         let owner = std::fs::metadata(&folder).ok()?.uid();
         let is_trusted = metadata.uid() == owner || metadata.uid() == 0;
@@ -58,10 +58,27 @@ impl PerfMapFile {
         let is_its_own = metadata.modified().ok()? + CLOCK_SLACK >= start_time(&folder)?;
         (is_trusted && is_its_own).then(|| Self {
             file,
+            identity: (metadata.dev(), metadata.ino()),
             len_when_found: metadata.len(),
             read_bytes: AtomicU64::new(0),
         })
     }
+
+    /// Is it the very same file?
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+/// Opens a file below the root of a process. Anybody may write to `/tmp`: the last part of the path is
+/// no link, the others lead nowhere outside that root, and no pipe is waited for (`openat2`, 5.6).
+fn open_in_root(root: &Path, path: &str) -> rustix::io::Result<File> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, directory, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), within)?.into())
 }
 
 /// When the process of a folder in `/proc` began.
@@ -82,6 +99,8 @@ pub struct Answer {
     pub functions: Vec<Functions>,
     /// Lines that could not be understood, of those that were not read before.
     pub malformed_lines: u64,
+    /// It is too long, or its ranges lie over each other too often: not all of it was used.
+    pub is_cut: bool,
 }
 
 /// Functions at `addresses`, which are sorted. The list is read as it is now: its process adds to
@@ -90,9 +109,12 @@ pub struct Answer {
 #[must_use]
 pub fn functions(perf_map: &PerfMapFile, addresses: &[u64]) -> Answer {
     let mut file = &perf_map.file;
-    let found = match file.seek(SeekFrom::Start(0)) {
+    let len = file.metadata().map_or(0, |metadata| metadata.len());
+    let begin = len.saturating_sub(MAX_BYTES);
+    let found = match file.seek(SeekFrom::Start(begin)) {
         Ok(_) => lookup(
             BufReader::new(file.take(MAX_BYTES)),
+            begin,
             perf_map.len_when_found,
             perf_map.read_bytes.load(Relaxed),
             addresses,
@@ -111,6 +133,7 @@ pub fn functions(perf_map: &PerfMapFile, addresses: &[u64]) -> Answer {
             .map(|name| name.map(function).into_iter().collect())
             .collect(),
         malformed_lines: found.malformed_lines,
+        is_cut: found.is_cut,
     }
 }
 
@@ -121,19 +144,26 @@ struct Found {
     names: HashMap<u64, Arc<str>>,
     malformed_lines: u64,
     read_bytes: u64,
+    is_cut: bool,
 }
 
-/// Reads a list, of which `read_before` bytes were read once already.
+/// Reads a list from its byte `begin` on, of which `read_before` bytes were read once already.
 fn lookup(
     mut list: impl BufRead,
+    begin: u64,
     len_when_found: u64,
     read_before: u64,
     addresses: &[u64],
 ) -> Found {
     let mut names: HashMap<u64, Option<Arc<str>>> = HashMap::new();
-    let mut offset = 0;
+    let mut offset = begin;
     let mut malformed_lines = 0;
     let mut line = Vec::new();
+    let mut matches = 0;
+    if begin > 0 {
+        // The rest of a line.
+        offset += read_line(&mut list, &mut line).unwrap_or_default();
+    }
     // A line that is not ended yet is being written.
     while let Some(read) = read_line(&mut list, &mut line) {
         offset += read;
@@ -145,6 +175,16 @@ fn lookup(
         let last = addresses.partition_point(|address| *address < start.saturating_add(size));
         if first >= last {
             continue;
+        }
+        matches += last - first;
+        if matches > MAX_MATCHES {
+            // What comes later could give other names.
+            return Found {
+                malformed_lines,
+                read_bytes: offset,
+                is_cut: true,
+                ..Found::default()
+            };
         }
         let name: Arc<str> = name.into();
         for address in &addresses[first..last] {
@@ -165,6 +205,7 @@ fn lookup(
             .collect(),
         malformed_lines,
         read_bytes: offset,
+        is_cut: begin > 0,
     }
 }
 
@@ -207,7 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn names(list: &str, len_when_found: usize, addresses: &[u64]) -> Vec<(u64, String)> {
-        let found = lookup(list.as_bytes(), len_when_found as u64, 0, addresses);
+        let found = lookup(list.as_bytes(), 0, len_when_found as u64, 0, addresses);
         let mut names: Vec<_> = found
             .names
             .into_iter()
@@ -283,16 +324,79 @@ mod tests {
     #[test]
     fn lines_that_say_nothing_are_counted_once() {
         let list = "1000 10 f\nnonsense\n1010 f\nzz 10 f\n1020 10 \n1030 10 half";
-        let whole = lookup(list.as_bytes(), 0, 0, &[]);
+        let whole = lookup(list.as_bytes(), 0, 0, 0, &[]);
         assert_eq!(whole.malformed_lines, 4);
         // The last line may be written on.
         assert_eq!(whole.read_bytes as usize, list.rfind('\n').unwrap() + 1);
-        let again = lookup(list.as_bytes(), 0, whole.read_bytes, &[]);
+        let again = lookup(list.as_bytes(), 0, 0, whole.read_bytes, &[]);
         assert_eq!(again.malformed_lines, 0);
         let more = format!("{list}-written\nnonsense\n");
-        let more = lookup(more.as_bytes(), 0, whole.read_bytes, &[0x1030]);
+        let more = lookup(more.as_bytes(), 0, 0, whole.read_bytes, &[0x1030]);
         assert_eq!(more.malformed_lines, 1);
         assert_eq!(&*more.names[&0x1030], "half-written");
+    }
+
+    #[test]
+    fn of_a_long_list_the_end_is_read() {
+        let list = "1000 10 f\n2000 10 g\n";
+        let begin = 3;
+        let found = lookup(
+            &list.as_bytes()[begin..],
+            begin as u64,
+            0,
+            0,
+            &[0x1000, 0x2000],
+        );
+        assert!(found.is_cut);
+        assert_eq!(found.malformed_lines, 0);
+        assert_eq!(found.read_bytes as usize, list.len());
+        assert_eq!(found.names.len(), 1);
+        assert_eq!(&*found.names[&0x2000], "g");
+    }
+
+    #[test]
+    fn ranges_that_all_lie_over_each_other_are_given_up() {
+        let addresses: Vec<_> = (0..10_000).collect();
+        let list = "0 ffffffffffffffff f\n".repeat(1000);
+        let before = std::time::Instant::now();
+        let found = lookup(list.as_bytes(), 0, 0, 0, &addresses);
+        assert!(found.is_cut && found.names.is_empty());
+        assert!(before.elapsed() < Duration::from_secs(20), "{before:?}");
+        let few = lookup(list.as_bytes(), 0, 0, 0, &addresses[..10]);
+        assert!(!few.is_cut);
+        assert_eq!(few.names.len(), 10);
+    }
+
+    #[test]
+    fn what_is_no_file_of_the_process_is_no_list() {
+        let root = tempfile::tempdir().unwrap();
+        let within = |path: &str| root.path().join(path);
+        std::fs::create_dir(within("var")).unwrap();
+        std::fs::write(within("var/perf-1.map"), "list").unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("perf-1.map"), "other").unwrap();
+        let read = || {
+            let mut file = open_in_root(root.path(), "tmp/perf-1.map").ok()?;
+            let mut text = String::new();
+            file.read_to_string(&mut text).ok()?;
+            Some(text)
+        };
+        let link = |to: &str, from: &str| {
+            let _ = std::fs::remove_file(within(from));
+            std::os::unix::fs::symlink(to, within(from)).unwrap();
+        };
+        assert_eq!(read(), None);
+        // As the process itself would follow it.
+        link("/var", "tmp");
+        assert_eq!(read().as_deref(), Some("list"));
+        link(outside.path().to_str().unwrap(), "tmp");
+        assert_eq!(read(), None);
+        link("../../../../../../var", "tmp");
+        assert_eq!(read().as_deref(), Some("list"));
+        std::fs::remove_file(within("tmp")).unwrap();
+        std::fs::create_dir(within("tmp")).unwrap();
+        link("/var/perf-1.map", "tmp/perf-1.map");
+        assert_eq!(read(), None);
     }
 
     #[test]
@@ -300,7 +404,7 @@ mod tests {
         let padding = "x".repeat(MAX_LINE_BYTES as usize - 10);
         for filler in [padding.clone(), padding.repeat(3)] {
             let list = format!("1000 10 f{filler} 2000 10 g\n3000 10 h\n");
-            let found = lookup(list.as_bytes(), 0, 0, &[0x1000, 0x2000, 0x3000]);
+            let found = lookup(list.as_bytes(), 0, 0, 0, &[0x1000, 0x2000, 0x3000]);
             assert!(found.names[&0x1000].starts_with("fxx"));
             assert_eq!(found.names.get(&0x2000), None);
             assert_eq!(&*found.names[&0x3000], "h");
@@ -312,7 +416,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_parsing_panic(text in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = lookup(text.as_slice(), 100, 0, &[0, 1, u64::MAX]);
+            let _ = lookup(text.as_slice(), 0, 100, 0, &[0, 1, u64::MAX]);
         }
     }
 }

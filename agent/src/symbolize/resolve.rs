@@ -40,6 +40,8 @@ pub struct Resolved {
     pub samples: Vec<Sample>,
     /// Lines of perf maps that could not be understood, each counted once.
     pub malformed_lines: u64,
+    /// Perf maps of which not all was used, for their size.
+    pub cut_lists: u64,
 }
 
 /// Resolves all of `request`.
@@ -96,6 +98,7 @@ pub fn resolve(names: &mut Names, request: Request) -> Resolved {
         frames: table.frames,
         samples,
         malformed_lines: table.malformed_lines,
+        cut_lists: table.cut_lists,
     }
 }
 
@@ -122,8 +125,11 @@ pub(super) struct FrameTable {
     mappings: Vec<Mapping>,
     by_mapping: HashMap<Mapping, MappingIndex>,
     malformed_lines: u64,
+    cut_lists: u64,
     /// Those that the frame before belongs to.
     pub(super) scripts: HashSet<FrameIndex>,
+    /// Those in a file that holds CPython.
+    pub(super) pythons: HashSet<FrameIndex>,
 }
 
 impl FrameTable {
@@ -176,11 +182,16 @@ impl FrameTable {
             Backing::File(executable) => {
                 let layout = names.layout(executable);
                 let file_offset = inside.saturating_add(region.entry.file_offset);
-                match layout.and_then(|layout| layout.place(file_offset)) {
-                    Some((address, mapping)) => {
+                let place = layout.and_then(|layout| Some((layout.place(file_offset)?, layout)));
+                match place {
+                    Some(((address, mapping), layout)) => {
                         let mapping = self.mapping(|| mapping);
                         let place = Place::File(executable.identity(), address);
-                        self.frame(place, address, Some(mapping))
+                        let frame = self.frame(place, address, Some(mapping));
+                        if layout.holds_python() {
+                            self.pythons.insert(frame);
+                        }
+                        frame
                     }
                     None => self.frame(own, address, None),
                 }
@@ -255,13 +266,14 @@ impl FrameTable {
                 continue;
             };
             if let Some(list) = image.perf_map() {
-                let mut malformed_lines = 0;
+                let (mut malformed_lines, mut is_cut) = (0, false);
                 self.set(group.clone(), |addresses| {
                     let answer = perf_map::functions(list, addresses);
-                    malformed_lines = answer.malformed_lines;
+                    (malformed_lines, is_cut) = (answer.malformed_lines, answer.is_cut);
                     answer.functions
                 });
                 self.malformed_lines += malformed_lines;
+                self.cut_lists += u64::from(is_cut);
             }
             for (address, frame) in group {
                 let functions = &mut self.frames[frame].functions;
@@ -372,7 +384,7 @@ mod tests {
             truncated,
             end: StackEnd::Zero,
             by_frame_pointer: true,
-            interpreter_missing: false,
+            ..StackTrace::default()
         };
         let request = Request {
             interpreted: HashMap::new(),

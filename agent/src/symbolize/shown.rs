@@ -2,7 +2,7 @@
 
 use profile::{FrameIndex, StackEnd, StackTrace, SymbolizedFrame, Unwind};
 
-use super::jit::is_mark;
+use super::jit::{self, is_mark};
 use super::resolve::FrameTable;
 
 impl FrameTable {
@@ -77,9 +77,21 @@ impl FrameTable {
     /// How far the stack was followed.
     pub(super) fn unwind(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
         match self.unwind_native(stack, frames) {
-            Unwind::Complete if stack.interpreter_missing => Unwind::Interpreter,
+            Unwind::Complete if self.lacks_interpreted(stack, frames) => Unwind::Interpreter,
             unwind => unwind,
         }
+    }
+
+    /// Did the thread run an interpreter whose frames, or functions, are not all told?
+    fn lacks_interpreted(&self, stack: &StackTrace, frames: &[FrameIndex]) -> bool {
+        let ran_python = || frames.iter().any(|frame| self.pythons.contains(frame));
+        let has_nameless_script = || {
+            let mut functions = frames.iter().map(|frame| &self.frames[*frame].functions);
+            functions.any(|functions| is_nameless_script(functions))
+        };
+        stack.interpreter_missing
+            || !stack.python_read && ran_python()
+            || !stack.scripts_read && has_nameless_script()
     }
 
     fn unwind_native(&self, stack: &StackTrace, frames: &[FrameIndex]) -> Unwind {
@@ -129,6 +141,14 @@ const OUTERMOST: usize = 4;
 fn is_script_interpreter(functions: &[SymbolizedFrame]) -> bool {
     let mut names = functions.iter().map(|function| &*function.name);
     names.all(|name| name.starts_with("Builtins_Interpreter"))
+}
+
+/// Is it a frame of V8 that does not tell which function runs?
+fn is_nameless_script(functions: &[SymbolizedFrame]) -> bool {
+    functions
+        .iter()
+        .any(|function| jit::is_node_mark(&function.name))
+        || !functions.is_empty() && is_script_interpreter(functions)
 }
 
 /// CPython's functions between the interpreter's loop and itself.

@@ -5,6 +5,8 @@
 //! kernel's first, each part leaf first. Of a function that a signal interrupted, and whose address
 //! is thus no return address, one more is sent: so one less is the place for every caller.
 
+use crate::unwind::StackEnd;
+
 /// Deepest kernel stack that is captured (`perf_event_max_stack` of a stock kernel).
 pub const MAX_KERNEL_FRAMES: usize = 127;
 
@@ -28,7 +30,7 @@ pub struct SampleKey {
     /// Value of the epoch when the sample was taken. The agent raises it and then reads and
     /// removes the counts of earlier epochs, which nothing increments any more.
     pub epoch: u32,
-    /// See [`stack_flags`]; bits 8 to 15 are a [`StackEnd`](crate::unwind::StackEnd).
+    /// See [`stack_flags`]; bits 8 to 15 are a [`StackEnd`].
     pub flags: u32,
     /// The thread's `comm`, padded with NUL.
     pub comm: [u8; 16],
@@ -47,8 +49,33 @@ pub mod stack_flags {
     /// Where a thread left the CPU to wait, not where it ran.
     pub const OFF_CPU: u32 = 16;
     /// The interpreter's frames end early: they could not be read, or are more than are captured.
-    pub const PYTHON_CUT: u32 = 16;
+    pub const PYTHON_CUT: u32 = 32;
+    /// What CPython knows of the thread was found, so that there are no other frames of it.
+    pub const PYTHON_READ: u32 = 64;
+    /// Functions of V8 were looked for: where it keeps them is known.
+    pub const SCRIPTS_READ: u32 = 128;
 }
+
+/// Each flag has a bit of its own, below those of a [`StackEnd`].
+const _: () = {
+    let flags = [
+        stack_flags::KERNEL_TRUNCATED,
+        stack_flags::KERNEL_FAILED,
+        stack_flags::BY_FRAME_POINTER,
+        stack_flags::PROCESS_UNKNOWN,
+        stack_flags::OFF_CPU,
+        stack_flags::PYTHON_CUT,
+        stack_flags::PYTHON_READ,
+        stack_flags::SCRIPTS_READ,
+    ];
+    let (mut index, mut seen) = (0, 0);
+    while index < flags.len() {
+        assert!(flags[index].is_power_of_two() && flags[index] < 1 << StackEnd::SHIFT);
+        assert!(seen & flags[index] == 0);
+        seen |= flags[index];
+        index += 1;
+    }
+};
 
 /// Start of a record in the sample ring; `kernel_frames + python_words + user_frames + script_words`
 /// words follow.

@@ -70,19 +70,21 @@ case $(uname -r) in
     exit 0
     ;;
 esac
-[ -d /suites ] || exit 0
+[ -e /skipped ] || exit 0
 # The end-to-end suites: where they find what they need, and how one is run.
 export TELLTALE_BIN=/bin/telltale TELLTALE_PROGRAMS=/programs E2E_EMULATED=1 PATH=/bin:/usr/bin
 TELLTALE_PYTHONS=$(cat /pythons)
 TELLTALE_PYTHON_3_14=$(cat /python-3.14)
 export TELLTALE_PYTHONS TELLTALE_PYTHON_3_14
+failed=0
 run_suite() {
     begun=$(date +%s)
     # shellcheck disable=SC2046 # one word a line
     "$1" --test-threads 1 $(cat /skipped) >/tmp/suite 2>&1 || {
         cat /tmp/suite
-        echo "GUEST-SUITES $2: failed"
-        exit 1
+        echo "GUEST-SUITES $2: ${1##*/} failed"
+        failed=1
+        return
     }
     passed=$((passed + $(grep -c "^test .* ok$" /tmp/suite)))
     echo "$2: ${1##*/} took $(($(date +%s) - begun)) s"
@@ -99,13 +101,16 @@ for tap in socket fentry walk; do
     fi
     passed=0
     for suite in /suites/*; do
+        [ -e "$suite" ] || continue
         E2E_TAP=$tap run_suite "$suite" $tap
     done
     echo "GUEST-SUITES $tap: $passed tests passed"
 done
 for suite in /suites-once/*; do
+    [ -e "$suite" ] || continue
     passed=0
     name=${suite##*/}
     run_suite "$suite" "${name%-*}"
     echo "GUEST-SUITES ${name%-*}: $passed tests passed"
 done
+exit $failed

@@ -4,13 +4,12 @@ use std::borrow::Cow;
 use std::io::Read;
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use ruzstd::decoding::StreamingDecoder;
+
+use super::coding::has_zlib_header;
+use super::zstd;
 
 /// What a body is decoded to at most: one that is compressed well must not cost much memory or time.
 pub(super) const MAX_DECODED_BYTES: usize = 256 * 1024;
-
-/// Largest window that a zstd frame may ask memory for (RFC 9659 allows HTTP 8 MiB).
-const MAX_ZSTD_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The beginning of a body with its content coding undone.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,39 +74,13 @@ pub(super) fn decoded<'a>(
     })
 }
 
-pub(super) const ZLIB_HEADER_BYTES: usize = 2;
-
-/// RFC 1950 section 2.2: method 8, and the two bytes a multiple of 31.
-pub(super) fn has_zlib_header(body: &[u8]) -> bool {
-    matches!(body, [cmf, flg, ..]
-        if cmf & 0x0f == 8 && (u16::from(*cmf) << 8 | u16::from(*flg)).is_multiple_of(31))
-}
-
-/// A frame that was cut gives nothing: its content comes in blocks of up to 128 KiB.
+/// A frame that was cut gives little: what is decoded stays within its window until its end.
 fn read_zstd(body: &[u8]) -> (Vec<u8>, bool) {
-    let is_bounded = zstd_window_bytes(body).is_some_and(|bytes| bytes <= MAX_ZSTD_WINDOW_BYTES);
-    let decoder = is_bounded.then(|| StreamingDecoder::new(body));
-    match decoder {
-        Some(Ok(decoder)) => read_bounded(decoder),
-        _ => (Vec::new(), false),
-    }
-}
-
-/// What the first frame's header asks memory for: RFC 8878, section 3.1.1.1.
-fn zstd_window_bytes(frame: &[u8]) -> Option<u64> {
-    const SINGLE_SEGMENT: u8 = 1 << 5;
-    let (descriptor, rest) = frame.get(4..)?.split_first()?;
-    if descriptor & SINGLE_SEGMENT == 0 {
-        let window = *rest.first()?;
-        let base = 1_u64 << (10 + (window >> 3));
-        return Some(base + base / 8 * u64::from(window & 7));
-    }
-    let dictionary_id_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
-    let size = rest.get(dictionary_id_bytes..)?;
-    let size = size.get(..1 << (descriptor >> 6))?;
-    let mut bytes = [0; 8];
-    bytes[..size.len()].copy_from_slice(size);
-    Some(u64::from_le_bytes(bytes))
+    let mut decoder = zstd::Decoder::new();
+    let mut text = Vec::new();
+    let intact = decoder.decode(body, &mut text, MAX_DECODED_BYTES).is_ok();
+    text.truncate(MAX_DECODED_BYTES);
+    (text, intact && decoder.has_ended())
 }
 
 /// Reads up to the bound; the second value tells whether the coding's own end was reached.

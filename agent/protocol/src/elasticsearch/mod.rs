@@ -22,6 +22,7 @@
 mod answer;
 mod body;
 mod bulk;
+mod coding;
 mod endpoints;
 mod json;
 mod nesting;
@@ -31,6 +32,7 @@ mod query;
 mod streamed;
 #[cfg(test)]
 mod tests;
+mod zstd;
 
 use std::sync::Arc;
 

@@ -1,16 +1,12 @@
 //! The bodies of bulk requests and of their answers beyond what is kept of a body: read as they come,
 //! so that a long one needs no more memory than another.
 
-use std::io::Write as _;
-use std::mem;
-
-use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use memchr::memchr;
 
 use crate::observation::BulkAction;
 
-use super::body;
 use super::bulk::{self, Actions, Tally};
+use super::coding::{self, Coding};
 use super::json::Scanner;
 
 /// Longest line with an action, longest item of an answer, most that stands before the items.
@@ -18,9 +14,6 @@ const MAX_TEXT_BYTES: usize = 64 * 1024;
 
 /// What a body is decoded to at most: one that is compressed well must not cost much time.
 const MAX_DECODED_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Decoded at a time: to a thousand times as much at most.
-const CODED_BYTES: usize = 1024;
 
 /// Whose body it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,86 +49,6 @@ enum Reader {
     Items(Items),
 }
 
-/// A content coding that is undone on the way (RFC 9110, section 8.4.1).
-#[derive(Debug)]
-enum Coding {
-    Identity,
-    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    /// `deflate`, of which too little was read to tell whether it has a zlib header.
-    Undecided(Vec<u8>),
-    Zlib(Box<ZlibDecoder<Vec<u8>>>),
-    Deflate(Box<DeflateDecoder<Vec<u8>>>),
-}
-
-impl Coding {
-    /// `None` for one that is not undone piece by piece.
-    fn new(content_encoding: Option<&[u8]>) -> Option<Self> {
-        let coding = content_encoding.unwrap_or_default().trim_ascii();
-        let is = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
-        Some(if coding.is_empty() || is("identity") {
-            Self::Identity
-        } else if is("gzip") || is("x-gzip") {
-            Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
-        } else if is("deflate") {
-            Self::Undecided(Vec::new())
-        } else {
-            return None;
-        })
-    }
-
-    /// The next bytes decoded, and whether the coding is intact still.
-    fn decode(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
-        match self {
-            Self::Identity => (bytes.to_vec(), true),
-            Self::Undecided(beginning) => {
-                beginning.extend_from_slice(bytes);
-                if beginning.len() < body::ZLIB_HEADER_BYTES {
-                    return (Vec::new(), true);
-                }
-                let beginning = mem::take(beginning);
-                *self = if body::has_zlib_header(&beginning) {
-                    Self::Zlib(Box::new(ZlibDecoder::new(Vec::new())))
-                } else {
-                    Self::Deflate(Box::new(DeflateDecoder::new(Vec::new())))
-                };
-                self.decode(&beginning)
-            }
-            Self::Gzip(decoder) => {
-                let intact = decoder.write_all(bytes).is_ok();
-                (mem::take(decoder.get_mut()), intact)
-            }
-            Self::Zlib(decoder) => {
-                let intact = decoder.write_all(bytes).is_ok();
-                (mem::take(decoder.get_mut()), intact)
-            }
-            Self::Deflate(decoder) => {
-                let intact = decoder.write_all(bytes).is_ok();
-                (mem::take(decoder.get_mut()), intact)
-            }
-        }
-    }
-
-    /// The last bytes decoded, and whether the coding's own end was reached.
-    fn finish(&mut self) -> (Vec<u8>, bool) {
-        match self {
-            Self::Identity => (Vec::new(), true),
-            Self::Undecided(_) => (Vec::new(), false),
-            Self::Gzip(decoder) => {
-                let ended = decoder.try_finish().is_ok();
-                (mem::take(decoder.get_mut()), ended)
-            }
-            Self::Zlib(decoder) => {
-                let ended = decoder.try_finish().is_ok();
-                (mem::take(decoder.get_mut()), ended)
-            }
-            Self::Deflate(decoder) => {
-                let ended = decoder.try_finish().is_ok();
-                (mem::take(decoder.get_mut()), ended)
-            }
-        }
-    }
-}
-
 impl Streamed {
     /// A body with this `Content-Encoding` that begins with `beginning`. `None` for a coding that is
     /// not undone piece by piece.
@@ -165,7 +78,7 @@ impl Streamed {
             self.take(content);
             return;
         }
-        for coded in content.chunks(CODED_BYTES) {
+        for coded in content.chunks(coding::PIECE_BYTES) {
             if self.stopped {
                 return;
             }
@@ -383,6 +296,7 @@ mod tests {
                 encoder.write_all(text.as_bytes()).unwrap();
                 encoder.finish().unwrap()
             }
+            "zstd" => zstd::encode_all(text.as_bytes(), 1).unwrap(),
             _ => text.into(),
         }
     }
@@ -414,7 +328,7 @@ mod tests {
         fn pieces_tell_what_the_whole_tells(
             items in prop::collection::vec((0..BulkAction::ALL.len(), 200..600_u64, 0..40_usize), 0..60),
             pieces in prop::collection::vec(1..900_usize, 1..8),
-            coding in prop::sample::select(vec!["", "identity", "gzip", "deflate"]),
+            coding in prop::sample::select(vec!["", "identity", "gzip", "deflate", "zstd"]),
         ) {
             let (request, answer) = bodies(&items);
             let expected = bulk::count_operations(request.as_bytes());
@@ -433,7 +347,7 @@ mod tests {
         fn a_cut_body_is_never_taken_for_a_whole_one(
             items in prop::collection::vec((0..BulkAction::ALL.len(), 200..600_u64, 0..40_usize), 1..40),
             cut in 1..200_usize,
-            coding in prop::sample::select(vec!["", "gzip"]),
+            coding in prop::sample::select(vec!["", "gzip", "zstd"]),
         ) {
             let (request, answer) = bodies(&items);
             let whole = items.len() as u64;
@@ -455,7 +369,7 @@ mod tests {
         #[test]
         fn anything_is_survived(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..20),
-            coding in prop::sample::select(vec!["", "gzip", "deflate"]),
+            coding in prop::sample::select(vec!["", "gzip", "deflate", "zstd"]),
             answer in any::<bool>(),
         ) {
             let side = if answer { Side::Answer } else { Side::Request };

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use ebpf_common::python::{PythonProcess, kind};
+use ebpf_common::python::kind;
 use profile::python::{
     DEBUG_OFFSETS_BYTES, Layout, LayoutError, Memory as _, PythonFile, Unfit, check,
 };
@@ -56,7 +56,7 @@ pub(in super::super) fn attach(
     pid: u32,
     file: &PythonFile,
     bias: u64,
-) -> Result<(Layout, PythonProcess), AttachError> {
+) -> Result<Layout, AttachError> {
     let memory = ProcessMemory::open(proc_root, pid)
         .map_err(|error| AttachError::Memory(Arc::new(error)))?;
     let runtime = file.runtime.wrapping_add(bias);
@@ -64,7 +64,7 @@ pub(in super::super) fn attach(
     let told = memory
         .read(runtime, &mut begin)
         .and_then(|()| Layout::of_debug_offsets(&begin));
-    let layout = match told {
+    let mut layout = match told {
         Some(layout) => layout?,
         None => Layout::of_version(file.version.ok_or(AttachError::NoVersion)?)?,
     };
@@ -78,5 +78,6 @@ pub(in super::super) fn attach(
         return Err(AttachError::NoLoop);
     }
     check(&memory, &layout, &process)?;
-    Ok((layout, process))
+    layout.process = process;
+    Ok(layout)
 }

@@ -1,11 +1,12 @@
 //! Names of frames of Python, read soon after they were sampled and kept as long as somebody has
 //! samples of them.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebpf_common::python::{FRAME_WORDS, GROUP_END};
+use ebpf_common::python::{FRAME_WORDS, GROUP_END, NATIVE_MARK, PythonProcess};
 use ebpf_common::sample::{SampleKey, stack_flags};
 use profile::python::{Code, Layout, PYTHON_FRAME, merge, read_code};
 use profile::{StackEnd, SymbolizedFrame};
@@ -86,13 +87,15 @@ impl PythonFrames {
             memory: None,
             any_unknown: false,
         };
-        let merged = merge(
-            stack.native,
-            stack.python,
-            kind,
-            reached_end,
-            |code, place| self.number(&mut reader, [code, place]),
-        );
+        let native = match &reader.layout {
+            Some(layout) if key.flags & stack_flags::PYTHON_CUT != 0 => {
+                mark_cut(stack, &layout.process)
+            }
+            _ => Cow::Borrowed(stack.native),
+        };
+        let merged = merge(&native, stack.python, kind, reached_end, |code, place| {
+            self.number(&mut reader, [code, place])
+        });
         Some(Translated {
             user: merged.user.into(),
             interpreter_missing: !merged.is_whole
@@ -180,6 +183,33 @@ impl PythonFrames {
     }
 }
 
+/// The native frames, in which the kernel side did not mark the one that runs the last group of frames,
+/// as that group goes on beyond what is captured: it is the next one in the interpreter's loop.
+fn mark_cut<'a>(stack: &UserStack<'a>, process: &PythonProcess) -> Cow<'a, [u64]> {
+    let mut words = stack.python.chunks_exact(FRAME_WORDS);
+    if words
+        .next_back()
+        .is_none_or(|frame| frame[0] & GROUP_END != 0)
+    {
+        return Cow::Borrowed(stack.native);
+    }
+    let last = stack
+        .native
+        .iter()
+        .rposition(|word| word & NATIVE_MARK != 0);
+    let first = last.map_or(0, |last| last + 1);
+    let mut native = stack.native.to_vec();
+    let is_in_loop = |(index, word): &(usize, &mut u64)| {
+        let lookup = word.wrapping_sub(u64::from(*index > 0));
+        let mut loops = process.loop_starts.iter().zip(process.loop_lens);
+        *index >= first && loops.any(|(start, len)| lookup.wrapping_sub(*start) < len)
+    };
+    if let Some((_, word)) = native.iter_mut().enumerate().find(is_in_loop) {
+        *word |= NATIVE_MARK;
+    }
+    Cow::Owned(native)
+}
+
 /// What the frames of one stack are read with.
 struct Reader {
     image: ImageKey,
@@ -187,4 +217,43 @@ struct Reader {
     /// Opened where it is needed.
     memory: Option<ProcessMemory>,
     any_unknown: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_was_cut_belongs_to_the_next_loop() {
+        let process = PythonProcess {
+            loop_starts: [0x1000, 0x3000],
+            loop_lens: [0x100, 0x10],
+            ..PythonProcess::default()
+        };
+        let stack = |native, python| {
+            mark_cut(
+                &UserStack {
+                    native,
+                    python,
+                    functions: &[],
+                },
+                &process,
+            )
+            .into_owned()
+        };
+        let marked = 0x1004 | NATIVE_MARK;
+        let native = [0x1001, marked, 0x2000, 0x1000, 0x1001, 0x3001];
+        let ended = [8 | GROUP_END, 0];
+        let open = [8 | GROUP_END, 0, 9, 0];
+        assert_eq!(stack(&native, &ended), native);
+        // A return address belongs to what stands before it.
+        let expected = [0x1001, marked, 0x2000, 0x1000, 0x1001 | NATIVE_MARK, 0x3001];
+        assert_eq!(stack(&native, &open), expected);
+        assert_eq!(
+            stack(&[0x1100, 0x3001], &open),
+            [0x1100, 0x3001 | NATIVE_MARK]
+        );
+        assert_eq!(stack(&[0x3001], &[]), [0x3001]);
+        assert_eq!(stack(&[0, 0], &open), [0, 0]);
+    }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpf_common::python::{MAX_PYTHON_PROCESSES, PythonProcess};
-use ebpf_common::unwind::UnwindProcess;
 use profile::python::PythonFile;
 
 use super::super::python::{self, AttachError, PythonProcesses, attach};
@@ -115,6 +114,16 @@ impl Interpreters {
         }
     }
 
+    /// Gives up the element of a process.
+    fn refuse(&mut self, pid: u32) {
+        if let Some(interpreter) = self.by_pid.get_mut(&pid)
+            && let State::Attached(element) =
+                std::mem::replace(&mut interpreter.state, State::Refused)
+        {
+            self.free.push_back(element);
+        }
+    }
+
     pub(super) fn forget(&mut self, pid: u32) {
         if let Some(interpreter) = self.by_pid.remove(&pid) {
             self.told.remove(pid);
@@ -146,7 +155,8 @@ impl Interpreters {
             self.told.set(pid, python::Known { image, layout });
         };
         match attach(proc_root, pid, file, interpreter.bias) {
-            Ok((layout, process)) => {
+            Ok(layout) => {
+                let process = layout.process;
                 let Some(element) = self.free.pop_front() else {
                     tracing::warn!(pid, "no room for one more process that runs CPython");
                     interpreter.state = State::Refused;
@@ -182,34 +192,18 @@ impl Interpreter {
 }
 
 impl Worker {
-    /// Has the kernel side read the frames of a process, if it can be.
-    pub(super) fn attach(&mut self, pid: u32) {
+    /// Tells the kernel side where the interpreter of a process keeps its frames, if that is known
+    /// since now. They are read once the process's element says so.
+    pub(super) fn attach(&mut self, pid: u32) -> bool {
         let Some((element, process)) = self.interpreters.attach(&self.proc_root, pid) else {
-            return;
+            return false;
         };
-        let Some(known) = self.processes.get(&pid) else {
-            return;
-        };
-        let unwind = UnwindProcess {
-            image: known.image,
-            first_mapping: known.range.start,
-            mappings: known.range.end - known.range.start,
-            python: element,
-            v8: self.scripts.element(pid, known.image),
-            version: known.version,
-            padding: 0,
-        };
-        let written = self
-            .maps
-            .set_python(element, process)
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                let set = self.maps.set_process(pid, unwind);
-                set.map_err(|error| error.to_string())
-            });
-        if let Err(error) = written {
-            tracing::warn!(pid, error, "frames of CPython are not read");
+        if let Err(error) = self.maps.set_python(element, process) {
+            tracing::warn!(pid, %error, "frames of CPython are not read");
+            self.interpreters.refuse(pid);
+            return false;
         }
+        true
     }
 
     /// Looks again for the interpreters that had not begun.
@@ -219,6 +213,17 @@ impl Worker {
             .filter(|(_, interpreter)| interpreter.is_awaited())
             .map(|(pid, _)| *pid)
             .collect();
-        awaited.into_iter().for_each(|pid| self.attach(pid));
+        for pid in awaited {
+            if !self.attach(pid) {
+                continue;
+            }
+            let Some(known) = self.processes.get(&pid) else {
+                continue;
+            };
+            let element = self.element(pid, known.image, &known.range, known.version);
+            if let Err(error) = self.maps.set_process(pid, element) {
+                tracing::warn!(pid, %error, "frames of CPython are not read");
+            }
+        }
     }
 }

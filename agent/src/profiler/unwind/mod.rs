@@ -70,8 +70,8 @@ const MAX_VDSO_BYTES: u64 = 64 * 1024;
 struct Asked {
     pid: u32,
     tid: u32,
-    /// See [`SampleKey::image`]; `None` takes the one that is there.
-    image: Option<u64>,
+    /// See [`SampleKey::image`].
+    image: u64,
 }
 
 enum Request {
@@ -154,35 +154,43 @@ impl Unwinder {
         {
             return;
         }
-        if self.asked.len() >= MAX_PROCESSES {
-            self.asked.clear();
+        // While more wait than there is room for, the next sample asks again.
+        self.ask(key.pid, key.tid, key.image, now);
+    }
+
+    /// Makes processes known before they are sampled; waits no longer than `until`.
+    pub fn prepare(&mut self, pids: impl IntoIterator<Item = u32>, until: Instant) {
+        let (answer, done) = mpsc::channel();
+        for pid in pids {
+            let now = Instant::now();
+            let image = maps::read_image(Path::new("/proc"), pid);
+            // Kernel threads have none.
+            let Some(image) = image.filter(|image| *image != 0) else {
+                continue;
+            };
+            if now >= until || !self.ask(pid, pid, image, now) {
+                break;
+            }
         }
-        let asked = Asked {
-            pid: key.pid,
-            tid: key.tid,
-            image: Some(key.image),
-        };
-        // While more wait than that, the next sample asks again.
-        if self.requests.try_send(Request::Load(asked)).is_ok() {
-            self.asked.insert(key.pid, (key.image, now));
+        if self.requests.try_send(Request::Answer(answer)).is_ok() {
+            // What is not ready then will be during the profile.
+            let _ = done.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
     }
 
-    /// Makes a process known before it is sampled; waits for `limit` at most.
-    pub fn prepare(&self, pid: u32, limit: Duration) {
-        let (answer, done) = mpsc::channel();
-        let asked = Asked {
-            pid,
-            tid: pid,
-            image: None,
-        };
-        for request in [Request::Load(asked), Request::Answer(answer)] {
-            if self.requests.try_send(request).is_err() {
-                return;
-            }
+    /// Asks for an image. False where too much is asked for already.
+    fn ask(&mut self, pid: u32, tid: u32, image: u64, now: Instant) -> bool {
+        if self.asked.len() >= MAX_PROCESSES {
+            self.asked.clear();
         }
-        // What is not ready then will be during the profile.
-        let _ = done.recv_timeout(limit);
+        let asked = self
+            .requests
+            .try_send(Request::Load(Asked { pid, tid, image }));
+        let is_asked = asked.is_ok();
+        if is_asked {
+            self.asked.insert(pid, (image, now));
+        }
+        is_asked
     }
 }
 
@@ -292,9 +300,15 @@ impl Worker {
             }
             ranges.push(self.range_of(entry, file, &mut tables));
         }
+        // Before its stacks can be walked, so that no one is taken for whole without these frames.
+        self.attach(asked.pid);
         if let Err(error) = self.publish(asked.pid, image, &ranges) {
             tracing::warn!(pid = asked.pid, %error, "stacks of a process are walked by frame pointers alone");
             tables.into_iter().for_each(|key| self.tables.release(key));
+            if !self.processes.contains_key(&asked.pid) {
+                self.interpreters.forget(asked.pid);
+                self.scripts.forget(asked.pid);
+            }
             return built;
         }
         if let Some(known) = self.processes.get_mut(&asked.pid) {
@@ -303,7 +317,6 @@ impl Worker {
             let old = std::mem::replace(&mut known.tables, tables);
             old.into_iter().for_each(|key| self.tables.release(key));
         }
-        self.attach(asked.pid);
         tracing::debug!(
             pid = asked.pid,
             ranges = ranges.len(),
@@ -325,10 +338,7 @@ impl Worker {
         entries.retain(|entry| entry.path != "[vsyscall]");
         entries.truncate(MAX_PROCESS_MAPPINGS);
         let image = maps::read_image(&self.proc_root, id)?;
-        asked
-            .image
-            .is_none_or(|asked| asked == image)
-            .then_some((image, entries))
+        (asked.image == image).then_some((image, entries))
     }
 
     /// What is known of the file behind a range; its table is in the kernel then.
@@ -484,15 +494,7 @@ impl Worker {
             }
         };
         self.version = self.version.wrapping_add(1).max(1);
-        let process = UnwindProcess {
-            image,
-            first_mapping: range.start,
-            mappings: count,
-            python: self.interpreters.element(pid, image),
-            v8: self.scripts.element(pid, image),
-            version: self.version,
-            padding: 0,
-        };
+        let process = self.element(pid, image, &range, self.version);
         if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&pid) {
             self.give_up_process();
         }
@@ -520,6 +522,19 @@ impl Worker {
             self.resting.push(old);
         }
         Ok(())
+    }
+
+    /// What the kernel side has to know of a process image.
+    fn element(&self, pid: u32, image: u64, range: &Range<u32>, version: u32) -> UnwindProcess {
+        UnwindProcess {
+            image,
+            first_mapping: range.start,
+            mappings: range.end - range.start,
+            python: self.interpreters.element(pid, image),
+            v8: self.scripts.element(pid, image),
+            version,
+            padding: 0,
+        }
     }
 
     /// Forgets the process that was loaded first, for want of room. Its next sample brings it back.

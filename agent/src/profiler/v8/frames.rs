@@ -64,7 +64,7 @@ impl ScriptFrames {
             pid: key.pid,
             image: key.image,
         };
-        let mut memory = None;
+        let mut reader = Reader::default();
         let mut user = Vec::with_capacity(stack.native.len() + stack.functions.len());
         let mut functions = stack.functions.iter().peekable();
         for (index, address) in stack.native.iter().enumerate() {
@@ -75,45 +75,53 @@ impl ScriptFrames {
                     shared: function.shared,
                     stamp: function.stamp,
                 };
-                user.extend(self.number(key, &mut memory));
+                user.extend(self.number(key, &mut reader));
             }
         }
         Some(Translated {
             user: user.into(),
-            interpreter_missing: false,
+            interpreter_missing: reader.any_unknown,
         })
     }
 
     /// What stands for a function in a stack; `None` for one that has no name, or is V8's own.
-    fn number(&mut self, key: SharedKey, memory: &mut Option<ProcessMemory>) -> Option<u64> {
+    fn number(&mut self, key: SharedKey, reader: &mut Reader) -> Option<u64> {
         if let Some(number) = self.known.get(&key) {
             return *number;
         }
-        let known = self.processes.get(key.image.pid)?;
-        if known.image != key.image.image {
+        let number = self.read(key, reader).and_then(|function| match function {
+            Some(function) => Some(Some(self.number_of(function)?)),
+            None => Some(None),
+        });
+        let Some(number) = number else {
+            reader.any_unknown = true;
             return None;
-        }
-        if memory.is_none() {
-            *memory = ProcessMemory::open(&self.proc_root, key.image.pid).ok();
-        }
-        let v8 = (*known.v8).as_ref().ok()?;
-        let function = match read_function(memory.as_ref()?, v8, key.shared, key.stamp) {
-            Ok(function) => function,
-            Err(error) => {
-                let pid = key.image.pid;
-                tracing::debug!(pid, address = key.shared, %error, "a function was not read");
-                return None;
-            }
-        };
-        let number = match function {
-            Some(function) => Some(self.number_of(function)?),
-            None => None,
         };
         if self.known.len() >= MAX_KNOWN {
             self.known.clear();
         }
         self.known.insert(key, number);
         number
+    }
+
+    /// Reads a function, of which V8's own say nothing; `None` where that fails.
+    fn read(&self, key: SharedKey, reader: &mut Reader) -> Option<Option<SymbolizedFrame>> {
+        let pid = key.image.pid;
+        let known = self.processes.get(pid)?;
+        if known.image != key.image.image {
+            return None;
+        }
+        if reader.memory.is_none() {
+            reader.memory = ProcessMemory::open(&self.proc_root, pid).ok();
+        }
+        let v8 = (*known.v8).as_ref().ok()?;
+        match read_function(reader.memory.as_ref()?, v8, key.shared, key.stamp) {
+            Ok(function) => Some(function),
+            Err(error) => {
+                tracing::debug!(pid, address = key.shared, %error, "a function was not read");
+                None
+            }
+        }
     }
 
     fn number_of(&mut self, function: SymbolizedFrame) -> Option<u64> {
@@ -147,4 +155,12 @@ impl ScriptFrames {
         self.numbers = HashMap::new();
         self.functions = Vec::new();
     }
+}
+
+/// What the functions of one stack are read with.
+#[derive(Default)]
+struct Reader {
+    /// Opened where it is needed.
+    memory: Option<ProcessMemory>,
+    any_unknown: bool,
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::Setting;
-use crate::bench::agent::Agent;
+use crate::bench::agent::{Agent, rest};
 use crate::bench::figure::{Figure, Reach};
 use crate::bench::pairs::{Ratios, in_turn, median, quantile};
 use crate::bench::processors::pinned;
@@ -54,16 +54,25 @@ pub(super) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let seconds = setting.seconds * RUN_FACTOR;
     let load = || load(address, Duration::from_secs(seconds.into()));
     load()?;
-    let pairs = in_turn(setting.pairs, load, || {
-        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
-        let times = load()?;
-        agent.stop()?;
-        eprintln!(
-            "FastAPI: p50 {:.0} µs, p99 {:.0} µs",
-            times.p50_us, times.p99_us
-        );
-        Ok(times)
-    })?;
+    let pairs = in_turn(
+        setting.pairs,
+        || {
+            rest();
+            load()?;
+            load()
+        },
+        || {
+            let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
+            load()?;
+            let times = load()?;
+            agent.stop()?;
+            eprintln!(
+                "FastAPI: p50 {:.0} µs, p99 {:.0} µs",
+                times.p50_us, times.p99_us
+            );
+            Ok(times)
+        },
+    )?;
     let p99_us = || {
         pairs
             .iter()

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Setting;
-use crate::bench::agent::Agent;
+use crate::bench::agent::{Agent, rest};
 use crate::bench::figure::{Figure, Reach};
 use crate::bench::pairs::{Ratios, in_turn, median};
 use crate::bench::processors::pinned;
@@ -144,13 +144,22 @@ fn start(command: &mut Command, folder: &Path) -> Result<Kept> {
 
 /// Requests a second with the agent and without.
 fn compare(setting: &Setting, what: &str, load: impl Fn() -> Result<f64>) -> Result<Figure> {
-    let pairs = in_turn(setting.pairs, &load, || {
-        let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
-        let per_second = load()?;
-        agent.stop()?;
-        eprintln!("{what}: {per_second:.0} requests/s");
-        Ok(per_second)
-    })?;
+    let pairs = in_turn(
+        setting.pairs,
+        || {
+            rest();
+            load()?;
+            load()
+        },
+        || {
+            let agent = Agent::start(&setting.agent, &setting.processors.agent, "")?.past_samples();
+            load()?;
+            let per_second = load()?;
+            agent.stop()?;
+            eprintln!("{what}: {per_second:.0} requests/s");
+            Ok(per_second)
+        },
+    )?;
     let each = || pairs.iter().map(|pair| (pair.without, pair.with));
     let ratios = Ratios::of(each());
     let without = median(each().map(|(without, _)| without));

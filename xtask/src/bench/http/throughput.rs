@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Setting;
 use super::nginx::{CLIENT, Nginx, STATUS_PATH, Target};
 use super::wrk::WrkResult;
-use crate::bench::agent::{Agent, Settled};
+use crate::bench::agent::{Agent, Settled, rest};
 use crate::bench::figure::{Figure, Reach};
 use crate::bench::pairs::{Ratios, in_turn, median};
 
@@ -30,6 +30,7 @@ const ALL_SECONDS: u32 = 3;
 /// What a run with the agent showed.
 struct Observed {
     load: WrkResult,
+    /// In the run that counts and in the one before it.
     agent_seconds: f64,
     /// Exchanges that the agent counted, at either side.
     counted: u64,
@@ -53,17 +54,28 @@ pub(super) fn measure(setting: &Setting, target: Target) -> Result<Vec<Figure>> 
         let agent = Agent::start(&setting.agent, &setting.processors.agent, config)?.past_samples();
         let served_before = nginx.requests()?;
         let cpu_before = agent.cpu_seconds()?;
+        let received_before = load(setting.seconds)?.requests;
         let load = load(setting.seconds)?;
+        let received = received_before + load.requests;
         let agent_seconds = agent.cpu_seconds()? - cpu_before;
         // nginx counts the request for its status too.
         let served = nginx.requests()? - served_before - 1;
         let settled = agent.settled()?;
         agent.stop()?;
-        Ok(Observed::of(load, agent_seconds, served, &settled))
+        Ok(Observed::of(
+            load,
+            agent_seconds,
+            [served, received],
+            &settled,
+        ))
     };
     let pairs = in_turn(
         setting.pairs,
-        || load(setting.seconds),
+        || {
+            rest();
+            load(setting.seconds)?;
+            load(setting.seconds)
+        },
         || {
             let observed = observed("")?;
             eprintln!(
@@ -169,7 +181,8 @@ pub(super) fn on_all_processors(setting: &Setting) -> Result<Vec<Figure>> {
     let settled = agent.settled()?;
     agent.stop()?;
     let load = WrkResult::sum(&loads);
-    let observed = Observed::of(load, agent_seconds, served, &settled);
+    let requests = [served, load.requests];
+    let observed = Observed::of(load, agent_seconds, requests, &settled);
     Ok(vec![accounts(
         &format!("{} nginx and wrk on all {count} CPUs", places.len()),
         std::iter::once(&observed),
@@ -177,7 +190,12 @@ pub(super) fn on_all_processors(setting: &Setting) -> Result<Vec<Figure>> {
 }
 
 impl Observed {
-    fn of(load: WrkResult, agent_seconds: f64, served: u64, settled: &Settled) -> Self {
+    fn of(
+        load: WrkResult,
+        agent_seconds: f64,
+        [served, received]: [u64; 2],
+        settled: &Settled,
+    ) -> Self {
         // nginx served all that it read; wrk leaves the last requests without reading the answer.
         let at_server = settled.at_server(SERVER, STATUS_PATH);
         let at_client = settled.at_client(CLIENT);
@@ -185,7 +203,7 @@ impl Observed {
             load,
             agent_seconds,
             counted: at_server + at_client,
-            miscounted: at_server.abs_diff(served) + at_client.abs_diff(load.requests),
+            miscounted: at_server.abs_diff(served) + at_client.abs_diff(received),
             losses: settled.losses.clone(),
             unaccounted: settled.unaccounted(),
             programs_ns: settled.programs_ns(),
