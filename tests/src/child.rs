@@ -19,6 +19,9 @@ static FORK: Mutex<()> = Mutex::new(());
 const FIRST_PORT: u32 = 20_000;
 const PORTS: u32 = 12_000;
 
+/// In a child's folder: what it wrote.
+const LOG: &str = "output.log";
+
 /// A port that was free a moment ago and that this process has not been given before.
 ///
 /// It lies below 32768, where Linux begins to take the ports of outgoing connections from: between
@@ -59,21 +62,36 @@ impl Child {
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn spawn(name: &str, mut command: Command, folder: tempfile::TempDir) -> Result<Self> {
-        let output = folder.path().join("output.log");
-        let log = File::create(&output)?;
+    pub fn spawn(name: &str, command: Command, folder: tempfile::TempDir) -> Result<Self> {
+        let log = appended(&folder.path().join(LOG))?;
+        Self::spawn_between(Stdio::null(), log, name, command, folder)
+    }
+
+    /// The same with an input and an output of its own; what it writes to standard error goes to the file.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_between(
+        input: impl Into<Stdio>,
+        output: impl Into<Stdio>,
+        name: &str,
+        mut command: Command,
+        folder: tempfile::TempDir,
+    ) -> Result<Self> {
+        let log = folder.path().join(LOG);
+        let errors = appended(&log)?;
         let _no_probe = FORK.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdin(input)
+            .stdout(output)
+            .stderr(errors)
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}: {command:?}"))?;
         Ok(Self {
             name: name.to_owned(),
             child,
-            output,
+            output: log,
             folder,
         })
     }
@@ -164,6 +182,11 @@ impl Child {
     fn group(&self) -> Result<Pid> {
         Pid::from_raw(i32::try_from(self.child.id())?).context("a child has a pid")
     }
+}
+
+/// A file that several write to.
+fn appended(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
 }
 
 impl Drop for Child {

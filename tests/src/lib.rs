@@ -17,9 +17,11 @@
 //! | `TELLTALE_PROGRAMS` | a folder with programs that are compiled already (may be absent) |
 //! | `TELLTALE_PYTHON_3_14` | CPython 3.14, from `tests/workloads/cpython-3.14` |
 //! | `TELLTALE_PYTHONS` | further Python interpreters, separated by `:` (may be absent) |
+//! | `E2E_PICTURES` | a folder for pictures of the pages that a browser shows (may be absent) |
 //! | `E2E_EMULATED` | anything, where the machine is emulated: times mean little there |
 //!
-//! From `PATH`: `nginx`, `apache2`, `ip`, `runc`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`.
+//! From `PATH`: `nginx`, `apache2`, `ip`, `runc`, `node`, `java` (a JDK), `curl`, `prometheus`, `promtool`, `bpftool`, `setpriv`,
+//! `chromium-headless-shell`.
 //! A missing prerequisite fails the test and says so; nothing is skipped.
 //!
 //! Every server gets a service name of its own (`OTEL_SERVICE_NAME`, or for nginx, which
@@ -30,9 +32,11 @@ use std::time::{Duration, Instant};
 
 pub mod accounts;
 pub mod agent;
+pub mod browser;
 pub mod child;
 pub mod client;
 pub mod cluster;
+pub mod flames;
 pub mod load;
 pub mod metrics;
 pub mod network;
@@ -46,6 +50,7 @@ pub mod split;
 pub mod traces;
 
 pub use agent::{Agent, AgentCommand, Finished};
+pub use browser::Browser;
 pub use child::{Child, free_port};
 pub use client::{Client, Request, Response};
 pub use load::{Key, Load, Tally, Totals};

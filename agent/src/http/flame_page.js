@@ -13,7 +13,9 @@ const thread = document.getElementById("thread");
 const work = document.getElementById("work");
 const status = document.getElementById("status");
 const table = document.querySelector("#top tbody");
+const more = document.getElementById("more");
 const [ownHeading, totalHeading] = document.querySelectorAll("#top thead th");
+const HEADINGS = [[ownHeading, "own"], [totalHeading, "total"]];
 
 if (source) {
   const data = JSON.parse(source.textContent);
@@ -158,8 +160,9 @@ if (source) {
       return row;
     });
     table.replaceChildren(...parts);
-    ownHeading.toggleAttribute("aria-sort", view.by === "own");
-    totalHeading.toggleAttribute("aria-sort", view.by === "total");
+    more.hidden = rows.length <= TABLE_ROWS;
+    more.textContent = `and ${rows.length - TABLE_ROWS} more functions`;
+    for (const [heading, by] of HEADINGS) heading.ariaSort = view.by === by ? "descending" : null;
   }
 
   function show() {
@@ -204,7 +207,7 @@ if (source) {
       search.focus();
     }
   });
-  for (const [heading, by] of [[ownHeading, "own"], [totalHeading, "total"]]) {
+  for (const [heading, by] of HEADINGS) {
     heading.classList.add("sorts");
     heading.addEventListener("click", () => {
       view.by = by;

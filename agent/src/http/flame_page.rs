@@ -78,7 +78,7 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
             body.flames {
                 header {
                     a.brand href="/" { (super::page::mark()) span { "Telltale" } }
-                    p.host { (title) }
+                    p.host title=(title) { (title) }
                     p.window { (summary(profile, samples)) }
                 }
                 (ranges(request, query))
@@ -127,8 +127,8 @@ fn render(profile: &Profile, request: &ProfileRequest, query: &[(String, String)
                                     } }
                                 }
                             }
-                            @if rows.len() > ROWS {
-                                p.hint { "and " (rows.len() - ROWS) " more functions" }
+                            p #more .hint hidden[rows.len() <= ROWS] {
+                                "and " (rows.len().saturating_sub(ROWS)) " more functions"
                             }
                         }
                         script #data type="application/json" { (data(profile)) }

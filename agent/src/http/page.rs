@@ -120,7 +120,7 @@ fn heading(host_name: &str, health: &Report, snapshot: &Snapshot) -> Markup {
     html! {
         header {
             a.brand href="/" { (mark()) span { "Telltale" } }
-            p.host { (host_name) }
+            p.host title=(host_name) { (host_name) }
             p.window { "last " (snapshot.covered_seconds.round()) " s" }
             a class={ "state " (class) } href="/health/detailed" { (word) }
         }
@@ -227,7 +227,7 @@ fn call_table(calls: &[CallSummary]) -> Markup {
                             th scope="row" title=(call.product.as_str()) {
                                 @if call.operation.is_empty() { "not known" } @else { (call.operation) }
                             }
-                            td.name data-label="service" { (call.service) }
+                            (name_cell("service", &call.service))
                             (traffic_cells(&call.traffic))
                             td.number data-label="took p50" { (took(call, |took| took.p50)) }
                             td.number data-label="took p95" { (took(call, |took| took.p95)) }
@@ -261,7 +261,7 @@ fn slow_table(calls: &[SlowCall]) -> Markup {
                                 " " (call.collection)
                                 @if let Some(query) = &call.query { " " small { (query) } }
                             }
-                            td.name data-label="service" { (call.service) }
+                            (name_cell("service", &call.service))
                             td.number data-label="count" { (call.count) }
                             td.number data-label="slowest" { (seconds(call.max_seconds)) }
                             td.number data-label="took" {
@@ -334,8 +334,8 @@ fn target_table(targets: &[Target]) -> Markup {
                         @for target in targets.iter().take(MAX_ROWS) { tr {
                             th scope="row" title=(target.process.service) { (target.process.service) }
                             td.number data-label="pid" { (target.process.pid) }
-                            td.name data-label="executable" { (target.process.executable.display()) }
-                            td.name data-label="ports" { (ports(&target.ports)) }
+                            (name_cell("executable", &target.process.executable.to_string_lossy()))
+                            (name_cell("ports", &ports(&target.ports)))
                             td.action { (flame_button("pid", &target.process.pid.to_string())) }
                         } }
                     }
@@ -344,6 +344,11 @@ fn target_table(targets: &[Target]) -> Markup {
             }
         }
     }
+}
+
+/// A text that may be longer than its column.
+fn name_cell(label: &str, text: &str) -> Markup {
+    html! { td.name data-label=(label) title=(text) { (text) } }
 }
 
 fn flame_button(key: &str, value: &str) -> Markup {

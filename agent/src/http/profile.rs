@@ -53,6 +53,16 @@ const DRAWN: [(&str, ProfileFormat); 3] = [
 const DIFFERENCES: [(&str, DiffFormat); 2] =
     [("svg", DiffFormat::Svg), ("folded", DiffFormat::Folded)];
 
+/// What a drawing's script keeps in its address, so that it is there again when that is loaded anew:
+/// the frame that is magnified, and what is searched for.
+const STATE_OF_DRAWING: [&str; 3] = ["x", "y", "s"];
+
+/// A drawing runs the script that is in it, and loads nothing.
+const DRAWING_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
+     form-action 'none'",
+);
+
 /// What is said of the base of a difference begins with this.
 const BASE: &str = "base_";
 
@@ -61,12 +71,14 @@ async fn profile(State(profiling): State<Profiling>, Query(query): Parameters) -
     answer.unwrap_or_else(identity)
 }
 
-async fn flamegraph(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+async fn flamegraph(State(profiling): State<Profiling>, Query(mut query): Parameters) -> Response {
+    query.retain(|(key, _)| !STATE_OF_DRAWING.contains(&&**key));
     let answer = answer(&profiling, &query, &DRAWN).await;
     answer.unwrap_or_else(identity)
 }
 
-async fn diff(State(profiling): State<Profiling>, Query(query): Parameters) -> Response {
+async fn diff(State(profiling): State<Profiling>, Query(mut query): Parameters) -> Response {
+    query.retain(|(key, _)| !STATE_OF_DRAWING.contains(&&**key));
     let answer = difference(&profiling, &query).await;
     answer.unwrap_or_else(identity)
 }
@@ -220,8 +232,14 @@ async fn encode(
 }
 
 fn respond(content_type: &'static str, bytes: Vec<u8>) -> Response {
+    let is_drawing = content_type == ProfileFormat::Svg.content_type();
     let content_type = HeaderValue::from_static(content_type);
-    ([(header::CONTENT_TYPE, content_type)], bytes).into_response()
+    let mut response = ([(header::CONTENT_TYPE, content_type)], bytes).into_response();
+    if is_drawing {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_SECURITY_POLICY, DRAWING_POLICY);
+    }
+    response
 }
 
 /// The format of this name.

@@ -31,6 +31,11 @@ pub(crate) const PROGRAMS: &[Program] = &[
     // The monitoring side.
     program("prometheus", "prometheus", COLLECTOR),
     program("promtool", "prometheus", COLLECTOR),
+    program(
+        "chromium-headless-shell",
+        "chromium-headless-shell",
+        &["page", "page_flamegraphs"],
+    ),
     // Privileges, and the kernel's own view.
     program("setpriv", "util-linux", SERVERS),
     program("chrt", "util-linux", &["waiting"]),
@@ -42,7 +47,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("curl", "curl", LOSSES),
     // A program with a known split of time; a second reader of profiles is part of Go.
     program("gcc", "gcc", PROFILE),
-    program("gcc", "gcc", &["transfers"]),
+    program("gcc", "gcc", &["page_flamegraphs", "transfers"]),
     program("readelf", "binutils", PROFILE),
     program("go", "golang-go", PROFILE),
     program("gcc", "gcc", UNWIND),
@@ -112,6 +117,8 @@ const PYTHON: &[&str] = &[
     "breaks",
     "places",
     "deploy",
+    "page",
+    "page_flamegraphs",
     "profile_push",
     "profile_requests",
     "profile_search",
@@ -125,6 +132,7 @@ const SEARCH: &[&str] = &[
     "elasticsearch",
     "elasticsearch_answers",
     "elasticsearch_services",
+    "page",
     "profile_search",
 ];
 const SEARCH_ANY: &[&str] = &[
@@ -132,6 +140,7 @@ const SEARCH_ANY: &[&str] = &[
     "elasticsearch_answers",
     "elasticsearch_services",
     "elasticsearch_versions",
+    "page",
     "profile_search",
 ];
 const LOSSES: &[&str] = &["losses"];
