@@ -155,6 +155,8 @@ fn check_complete(what: &str, profile: &Traces, least: f64) -> Result<f64> {
     let total = profile.count(|_| true);
     let early = profile.count(|trace| trace.unwind == "unverified");
     let complete = profile.count(|trace| trace.unwind == "complete") / (total - early);
+    // There, memory of the thread's state is more often not at hand when a sample is taken.
+    let least = if e2e::is_emulated() { 0.995 } else { least };
     println!("{what}: {total} samples, {:?}", profile.outcomes());
     ensure!(
         total >= 300.0,
