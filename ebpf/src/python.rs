@@ -12,7 +12,8 @@ use ebpf_common::{
     config::MISSING,
     python::{
         FRAME_WORDS, GROUP_END, MAX_PYTHON_FRAMES, MAX_PYTHON_PROCESSES, OWNER_NATIVE,
-        PythonProcess, TEXT_HASH_OFFSET, THREAD_NEXT_OFFSET, WINDOW_WORDS, kind, stamp,
+        PythonProcess, TEXT_HASH_OFFSET, THREAD_NEXT_OFFSET, TYPE_OFFSET, WINDOW_WORDS, kind,
+        stamp,
     },
     sample::{MAX_KERNEL_FRAMES, stack_flags},
 };
@@ -167,7 +168,9 @@ impl PythonWalk {
         kernel_frames: u32,
     ) -> bool {
         let frame = self.frame;
-        if !user_window(&mut self.window, frame) {
+        // What the newest `_PyCFrame` holds may be none; the window is zeroed then.
+        let may_be_none = layout.kind & kind::CFRAME != 0 && self.groups == 0;
+        if !user_window(&mut self.window, frame, layout.frame_words) && !may_be_none {
             self.flags |= stack_flags::PYTHON_CUT;
             return false;
         }
@@ -181,6 +184,12 @@ impl PythonWalk {
         let ends_group = is_native
             | layout.mask(kind::EACH)
             | layout.mask(kind::ENTRY_FLAG) & ones_if(owner != 0);
+        // A coroutine that rests has no caller, what is no frame has no code.
+        let mut breaks_off = ones_if(previous == 0);
+        if may_be_none && self.words == 0 && layout.code_type != 0 {
+            breaks_off |= ones_if(user_word(code + TYPE_OFFSET) != layout.code_type);
+        }
+        let breaks_off = breaks_off & layout.mask(kind::CFRAME) & !ends_group;
         // Of a frame that is none of Python, only that it ends a group.
         let first = code & !is_native | GROUP_END & ends_group;
         let second = self.second_word(layout, code, place) & !is_native;
@@ -198,8 +207,8 @@ impl PythonWalk {
         mix(lanes, second);
         self.words += FRAME_WORDS as u32;
         self.frame = previous;
-        if ends_group != 0 {
-            return self.end_group(layout, frame & is_native, lanes);
+        if ends_group | breaks_off != 0 {
+            return self.end_group(layout, frame & is_native, breaks_off, lanes);
         }
         true
     }
@@ -209,7 +218,8 @@ impl PythonWalk {
     fn second_word(&mut self, layout: &PythonProcess, code: u64, place: u64) -> u64 {
         let place = place.wrapping_sub(code & !layout.mask(kind::INDEX));
         // What cannot be read reads as zeroes, of which no stamp is made that fits.
-        user_window(&mut self.window, code + u64::from(layout.code_stamp));
+        let stamped = code + u64::from(layout.code_stamp);
+        user_window(&mut self.window, stamped, layout.code_stamp_words);
         let mut name_hash = 0;
         if layout.kind & kind::NAME_HASH != 0 {
             let name = self.window[(layout.code_name as usize) & (WINDOW_WORDS - 1)];
@@ -219,17 +229,24 @@ impl PythonWalk {
         place << 32 | u64::from(stamp)
     }
 
-    /// Takes note of the native frame of a group that ends, and goes on to the next one.
+    /// Takes note of the native frame of a group that ends, and goes on to the next one. `breaks_off`:
+    /// not 0 where the frames end before the group does.
     #[inline(always)]
-    fn end_group(&mut self, layout: &PythonProcess, entry: u64, lanes: &mut [u64; 2]) -> bool {
+    fn end_group(
+        &mut self,
+        layout: &PythonProcess,
+        entry: u64,
+        breaks_off: u64,
+        lanes: &mut [u64; 2],
+    ) -> bool {
         let mark = entry | self.cframe & ones_if(entry == 0);
         if layout.kind & (kind::CFRAME | kind::CFRAME_EACH) != 0 {
             self.cframe = user_word(self.cframe + u64::from(layout.cframe_previous));
         }
         if layout.kind & kind::CFRAME != 0 {
             let next = user_word(self.cframe + u64::from(layout.cframe_current));
-            if next != self.frame {
-                // The newest one was just being set up, and held nothing yet.
+            if next != self.frame || breaks_off != 0 {
+                // The newest one was just being set up, and held what had been on the stack before.
                 self.frame = next;
                 if self.groups == 0 {
                     self.words = 0;
@@ -307,14 +324,15 @@ fn user_word(address: u64) -> u64 {
     value
 }
 
-/// Reads words at a user address; zeroes where that fails.
+/// Reads fewer than [`WINDOW_WORDS`] words at a user address; zeroes where that fails.
 #[inline(always)]
-fn user_window(window: &mut [u64; WINDOW_WORDS], address: u64) -> bool {
+fn user_window(window: &mut [u64; WINDOW_WORDS], address: u64, words: u32) -> bool {
+    let words = words & (WINDOW_WORDS as u32 - 1);
     // SAFETY: as above.
     let result = unsafe {
         bpf_probe_read_user(
             core::ptr::from_mut(window).cast(),
-            size_of::<[u64; WINDOW_WORDS]>() as u32,
+            words * size_of::<u64>() as u32,
             address as *const _,
         )
     };

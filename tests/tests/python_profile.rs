@@ -31,9 +31,6 @@ const DEPTH: usize = 20;
 /// Share of the stacks that have to be whole.
 const COMPLETE: f64 = 0.999;
 
-/// The same where coroutines are entered all the time: some samples find the newest frame half set up.
-const COMPLETE_COROUTINES: f64 = 0.998;
-
 /// Who calls whom in `workloads/calls.py`, by the last part of their names.
 const CALLS: [(&str, &[&str]); 29] = [
     ("<module>", &["worker", "spin"]),
@@ -151,19 +148,17 @@ fn ready(mut child: Child) -> Result<Child> {
 
 /// Checks that enough stacks are whole; gives the number of all but the first ones, which may come
 /// before what is known of the interpreter's file is loaded: on a busy machine, that takes a moment.
-fn check_complete(what: &str, profile: &Traces, least: f64) -> Result<f64> {
+fn check_complete(what: &str, profile: &Traces) -> Result<f64> {
     let total = profile.count(|_| true);
     let early = profile.count(|trace| trace.unwind == "unverified");
     let complete = profile.count(|trace| trace.unwind == "complete") / (total - early);
-    // There, memory of the thread's state is more often not at hand when a sample is taken.
-    let least = if e2e::is_emulated() { 0.995 } else { least };
     println!("{what}: {total} samples, {:?}", profile.outcomes());
     ensure!(
         total >= 300.0,
         "{what}: {total} samples are too few to tell"
     );
     ensure!(
-        complete >= least && early <= 0.3 * total,
+        complete >= COMPLETE && early <= 0.3 * total,
         "{what}: {complete:.4} complete: {:?}; others: {:?}",
         profile.outcomes(),
         profile
@@ -177,7 +172,7 @@ fn check_complete(what: &str, profile: &Traces, least: f64) -> Result<f64> {
 
 /// Checks `workloads/split.py`: shares and depth.
 fn check_split(what: &str, profile: &Traces) -> Result<()> {
-    let total = check_complete(what, profile, COMPLETE)?;
+    let total = check_complete(what, profile)?;
     for (name, expected) in SHARES {
         let share = profile.count(|trace| trace.has(name)) / total;
         println!("{what}: {name} {share:.4}");
@@ -238,7 +233,7 @@ fn every_call_is_one_that_the_program_makes() -> Result<()> {
         let what = python.path.display().to_string();
         let child = python.start("calls.py", &["60", "2"])?;
         let profile = Traces::take_warm(&agent, child.pid(), 4, child.folder())?;
-        let total = check_complete(&what, &profile, COMPLETE)?;
+        let total = check_complete(&what, &profile)?;
         for trace in &profile.traces {
             check_calls(trace, &source, python.minor)
                 .with_context(|| format!("{what}: {trace:?}"))?;
@@ -395,7 +390,7 @@ fn a_process_that_has_just_begun_is_there_and_so_is_one_in_a_pid_namespace() -> 
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
     let pid = children.trim().parse().context("a child")?;
     let profile = Traces::take(pid, 2, child.folder())?;
-    check_complete("in a pid namespace", &profile, COMPLETE)?;
+    check_complete("in a pid namespace", &profile)?;
     check_depth("in a pid namespace", &profile)
 }
 
@@ -530,7 +525,7 @@ fn a_service_shows_its_handlers() -> Result<()> {
             .is_some_and(|text| text.starts_with("CPython 3.")),
         "{interpreter}"
     );
-    let total = check_complete("uvicorn", &profile, COMPLETE_COROUTINES)?;
+    let total = check_complete("uvicorn", &profile)?;
     let handled = profile.count(|trace| {
         let place = |name| trace.functions.iter().position(|f| last_part(f) == name);
         // Leaf first: the handler's middleware is called by uvicorn, that by the event loop.

@@ -28,7 +28,7 @@ pub const GROUP_END: u64 = 1 << 63;
 /// has this bit.
 pub const NATIVE_MARK: u64 = 1 << 63;
 
-/// Words that are read of a frame, and of a code object.
+/// One word more than is ever read of a frame, or of a code object.
 pub const WINDOW_WORDS: usize = 16;
 
 /// Of which kind the interpreter's frames are: bits of [`PythonProcess::kind`].
@@ -55,6 +55,9 @@ pub mod kind {
 /// `FRAME_OWNED_BY_INTERPRETER` (3.14).
 pub const OWNER_NATIVE: u64 = 3;
 
+/// Offset of an object's type in it (`PyObject.ob_type`).
+pub const TYPE_OFFSET: u64 = 8;
+
 /// Offset of a text's hash in it (`PyASCIIObject.hash`).
 pub const TEXT_HASH_OFFSET: u64 = 24;
 
@@ -67,6 +70,8 @@ pub const THREAD_NEXT_OFFSET: u64 = 8;
 pub struct PythonProcess {
     /// Address of `_PyRuntime.interpreters.head`.
     pub interpreters: u64,
+    /// Address of `PyCode_Type`; 0 where it is not known.
+    pub code_type: u64,
     /// First addresses of the interpreter's loop and of the part that compilers split off it, for
     /// [`kind::BY_CODE`].
     pub loop_starts: [u64; 2],
@@ -102,11 +107,20 @@ pub struct PythonProcess {
     pub code_stamp_words: u32,
     /// Word of the name in that part.
     pub code_name: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// Words that are read of a frame, fewer than [`WINDOW_WORDS`]: see [`Self::words_of_frame`].
+    pub frame_words: u32,
 }
 
 impl PythonProcess {
+    /// As many words of a frame as hold what is read of it. Frames lie one behind the other up to the end of
+    /// a page, and the next page may not be in memory before there is a frame in it.
+    #[must_use]
+    pub fn words_of_frame(&self) -> u32 {
+        let last = [self.frame_code, self.frame_place, self.frame_owner / 8];
+        let last = last.into_iter().fold(self.frame_previous, u32::max);
+        (last + 1).min(WINDOW_WORDS as u32 - 1)
+    }
+
     /// All ones where the kind has `bit`, else 0.
     #[inline(always)]
     #[must_use]
@@ -135,7 +149,7 @@ pub fn stamp(words: &[u64; WINDOW_WORDS], count: u32, name_hash: u64) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<PythonProcess>() == 104);
+    assert!(size_of::<PythonProcess>() == 112);
 };
 
 // SAFETY: plain integers without padding; every bit pattern is a value.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ebpf_common::python::{PythonProcess, TEXT_HASH_OFFSET, WINDOW_WORDS, kind, stamp};
+use ebpf_common::python::{
+    PythonProcess, TEXT_HASH_OFFSET, TYPE_OFFSET, WINDOW_WORDS, kind, stamp,
+};
 
 use super::layout::Layout;
 use super::lines::{LineFormat, line};
@@ -16,9 +18,6 @@ const MAX_PATH_CHARS: u64 = 4096;
 
 /// Longest line table that is read: that of a function of some 100,000 lines.
 const MAX_LINES_BYTES: u64 = 256 * 1024;
-
-/// `PyObject.ob_type`
-const TYPE_OFFSET: u64 = 8;
 
 /// `PyTypeObject.tp_name`
 pub(super) const TYPE_NAME_OFFSET: u64 = 24;
@@ -144,7 +143,10 @@ fn stamp_of(memory: &impl Memory, process: &PythonProcess, address: u64) -> Opti
     let mut window = [0; WINDOW_WORDS];
     let begin = address.wrapping_add(u64::from(process.code_stamp));
     let mut bytes = [0; WINDOW_WORDS * 8];
-    memory.read(begin, &mut bytes)?;
+    memory.read(
+        begin,
+        bytes.get_mut(..8 * process.code_stamp_words as usize)?,
+    )?;
     for (into, bytes) in window.iter_mut().zip(bytes.as_chunks::<8>().0) {
         *into = u64::from_le_bytes(*bytes);
     }
@@ -174,19 +176,19 @@ pub(super) fn names(
     Ok((name, file))
 }
 
-/// Checks the name of an object's type.
+/// Checks the name of an object's type, and gives the type's address.
 pub(super) fn check_type(
     memory: &impl Memory,
     object: u64,
     expected: &str,
-) -> Result<(), CodeError> {
+) -> Result<u64, CodeError> {
     let class = word(memory, object.wrapping_add(TYPE_OFFSET)).ok_or(CodeError::Unreadable)?;
     let name = word(memory, class.wrapping_add(TYPE_NAME_OFFSET)).ok_or(CodeError::Malformed)?;
     let mut found = [0; 8];
     let found = &mut found[..=expected.len().min(7)];
     memory.read(name, found).ok_or(CodeError::Malformed)?;
     if found.strip_suffix(b"\0") == Some(expected.as_bytes()) {
-        Ok(())
+        Ok(class)
     } else {
         Err(CodeError::Malformed)
     }

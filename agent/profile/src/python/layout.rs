@@ -232,7 +232,7 @@ impl Layout {
         let narrow = |index| offset(index).and_then(|offset| u32::try_from(offset).ok());
         // What is read of a frame by words has to lie within what is read at all.
         let frame_word = |index| {
-            narrow(index).filter(|offset| offset % 8 == 0 && offset / 8 < WINDOW_WORDS as u32)
+            narrow(index).filter(|offset| offset % 8 == 0 && offset / 8 < WINDOW_WORDS as u32 - 1)
         };
         let [thread_next, thread_interpreter] = [at.thread + 2, at.thread + 3].map(&offset);
         let code = |member: usize| offset(at.code + member);
@@ -250,13 +250,13 @@ impl Layout {
                 .all(|offset| offset % 8 == 0)
             && short_name >= stamp
             && short_name <= lines
-            && stamp_bytes <= WINDOW_WORDS as u64 * 8
+            && stamp_bytes < WINDOW_WORDS as u64 * 8
             && offset(at.text + 1) == Some(super::code::TEXT_STATE_OFFSET)
             && offset(at.text + 2) == Some(super::code::LENGTH_OFFSET);
         if !is_expected {
             return None;
         }
-        let owner = narrow(at.frame + 5).filter(|owner| *owner < WINDOW_WORDS as u32 * 8)?;
+        let owner = narrow(at.frame + 5).filter(|owner| *owner < (WINDOW_WORDS as u32 - 1) * 8)?;
         Some(Self {
             version,
             process: PythonProcess {
@@ -290,6 +290,7 @@ impl Layout {
 
 const EMPTY: PythonProcess = PythonProcess {
     interpreters: 0,
+    code_type: 0,
     loop_starts: [0; 2],
     loop_lens: [0; 2],
     kind: 0,
@@ -307,7 +308,7 @@ const EMPTY: PythonProcess = PythonProcess {
     code_stamp: 0,
     code_stamp_words: 0,
     code_name: 0,
-    padding: 0,
+    frame_words: 0,
 };
 
 /// Index of the first word (its size) of each structure in `_Py_DebugOffsets`, counted from
@@ -502,6 +503,15 @@ mod tests {
         assert_eq!(Version::of_hex(0x030b_02f0).to_string(), "3.11");
     }
 
+    /// The smallest frame has its own members and room for one value.
+    #[test]
+    fn no_more_is_read_of_a_frame_than_the_smallest_has() {
+        let layout = |minor| Layout::of_version(Version { major: 3, minor }).unwrap();
+        for minor in [11, 12] {
+            assert!(layout(minor).process.words_of_frame() <= 10, "3.{minor}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_layout_stays_within_what_is_read(
@@ -514,8 +524,12 @@ mod tests {
             if let Some(Ok(layout)) = Layout::of_debug_offsets(&bytes) {
                 let process = layout.process;
                 let words = WINDOW_WORDS as u32;
-                prop_assert!(process.frame_code < words && process.frame_owner < 8 * words);
-                prop_assert!(process.code_stamp_words <= words && process.code_name < words);
+                let frame_words = process.words_of_frame();
+                prop_assert!(frame_words < words && process.frame_owner < 8 * frame_words);
+                prop_assert!([process.frame_code, process.frame_place, process.frame_previous]
+                    .iter()
+                    .all(|word| *word < frame_words));
+                prop_assert!(process.code_stamp_words < words && process.code_name < words);
             }
         }
     }

@@ -41,14 +41,16 @@ pub enum Unfit {
 }
 
 /// Checks that the interpreter's structures are where `process` says: interpreters and threads refer
-/// to each other, threads have a thread block of the C library, frames lead to code objects.
+/// to each other, threads have a thread block of the C library, frames lead to code objects. Gives the
+/// address of those objects' type, 0 where there is no frame.
 ///
 /// # Errors
 /// See [`Unfit`]. The process runs on, so that a second try may find what the first one did not.
-pub fn check(memory: &impl Memory, layout: &Layout, process: &PythonProcess) -> Result<(), Unfit> {
+pub fn check(memory: &impl Memory, layout: &Layout, process: &PythonProcess) -> Result<u64, Unfit> {
     let word = |address: u64| code::word(memory, address);
     let mut interpreter = word(process.interpreters).unwrap_or_default();
     let mut is_checked = false;
+    let mut code_type = 0;
     for _ in 0..MAX_CHECKED {
         if interpreter == 0 {
             break;
@@ -67,7 +69,8 @@ pub fn check(memory: &impl Memory, layout: &Layout, process: &PythonProcess) -> 
                 return Err(Unfit::Threads);
             }
             if let Some(code) = newest_code(memory, process, thread) {
-                code::check_type(memory, code, "code").map_err(|_| Unfit::Frames)?;
+                let found = code::check_type(memory, code, "code");
+                code_type = found.map_err(|_| Unfit::Frames)?;
                 code::names(memory, layout, code).map_err(|_| Unfit::Frames)?;
             }
             is_checked = true;
@@ -77,7 +80,7 @@ pub fn check(memory: &impl Memory, layout: &Layout, process: &PythonProcess) -> 
             .ok_or(Unfit::Threads)?;
     }
     if is_checked {
-        Ok(())
+        Ok(code_type)
     } else {
         Err(Unfit::NotBegun)
     }

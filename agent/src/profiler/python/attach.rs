@@ -77,7 +77,8 @@ pub(in super::super) fn attach(
     if process.kind & kind::BY_CODE != 0 && process.loop_lens[0] == 0 {
         return Err(AttachError::NoLoop);
     }
-    check(&memory, &layout, &process)?;
+    process.frame_words = process.words_of_frame();
+    process.code_type = check(&memory, &layout, &process)?;
     layout.process = process;
     Ok(layout)
 }
