@@ -236,7 +236,7 @@ impl Browser {
     }
 
     /// Looks at the page in a wide and in a narrow window, light and dark, and finds texts that are cut, lie
-    /// over others or can hardly be read. The pictures go into the folder [`PICTURES`], if there is one.
+    /// over others or can hardly be read. The pictures go into the folder `E2E_PICTURES`, if there is one.
     ///
     /// # Errors
     /// What is wrong.
