@@ -404,6 +404,20 @@ pub fn read_user<T: Plain>(address: u64) -> T {
     }
 }
 
+/// As [`read_user`], for what is too large for the stack.
+#[inline(always)]
+pub fn read_user_into<T: Plain>(value: &mut T, address: u64) {
+    // SAFETY: the helper checks the address and writes all of the value, zeroes where it cannot
+    // read.
+    unsafe {
+        bpf_probe_read_user(
+            core::ptr::from_mut(value).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+    }
+}
+
 /// The last bytes before `end`, at most eight and at most `len`, the last one in the least
 /// significant byte and zeroes above; zero where they cannot be read.
 #[inline(always)]

@@ -10,6 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_common::{
+    prologue::{BYTES_BEFORE, CODE_WORDS, Setup},
     python::{FRAME_WORDS, MAX_PYTHON_FRAMES, NATIVE_MARK},
     sample::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, stack_flags},
     unwind::{
@@ -21,7 +22,7 @@ use ebpf_common::{
     v8::{SCRIPT_MARK, SCRIPT_WORDS, SHARED_WORDS},
 };
 
-use crate::{known::KnownRule, python::PythonWalk, v8};
+use crate::{buffer::read_user_into, known::KnownRule, python::PythonWalk, v8};
 
 /// Rows of every file: blocks in chunks, which are made when they are needed.
 #[btf_map]
@@ -50,6 +51,8 @@ const PT_REGS_WORDS: usize = 21;
 
 /// Indexes of words in it.
 const RBP: usize = 4;
+const RSI: usize = 13;
+const RDI: usize = 14;
 const RIP: usize = 16;
 const CS: usize = 17;
 const RSP: usize = 19;
@@ -70,6 +73,9 @@ pub const MAX_WORDS: usize = MAX_KERNEL_FRAMES + FRAME_WORDS * MAX_PYTHON_FRAMES
 
 /// What is known of code without rows.
 const NOTHING: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 0);
+
+/// And of what was compiled at run time, which lies in no file.
+const JIT: UnwindRule = UnwindRule::new(cfa_kind::NONE, 0, 0, 0, 1);
 
 /// Steps of a search among [`MAX_PROCESS_MAPPINGS`](ebpf_common::unwind::MAX_PROCESS_MAPPINGS) and
 /// among a page's rows. Each search takes all of them, which is one path for the verifier.
@@ -100,10 +106,13 @@ pub struct Walk {
     pub flags: u32,
     /// 1: `frame.pc` is an interrupted instruction. 0: it is a return address.
     is_interrupted: u32,
+    /// 1: the frame's return address is where [`Setup::Entry`] has it, by what the callee told.
+    is_bare: u32,
     cpu: u32,
     registers: [u64; PT_REGS_WORDS],
     stack: StackWindow,
     window: [u64; SHARED_WORDS],
+    code: [u64; CODE_WORDS],
 }
 
 /// Words of a stack: the kernel's part, the interpreter's frames, then the user's part.
@@ -116,6 +125,7 @@ impl Walk {
         self.user_frames = 0;
         self.script_words = 0;
         self.is_interrupted = 0;
+        self.is_bare = 0;
         self.end = StackEnd::NoUserStack as u32;
         self.stack.start = StackWindow::NOWHERE;
         // SAFETY: the helper checks the address, and fills with zeroes where it cannot read.
@@ -231,6 +241,9 @@ impl Walk {
             return self.end(StackEnd::NoCode);
         }
         let rule = found.unwrap_or(NOTHING);
+        let was_interrupted = self.is_interrupted != 0;
+        let is_bare = self.is_bare != 0;
+        self.is_bare = 0;
         self.is_interrupted = u32::from(rule.cfa_kind() == cfa_kind::SIGNAL);
         let next = if rule.cfa_kind() != cfa_kind::NONE {
             caller(rule, frame, &machine)
@@ -239,10 +252,24 @@ impl Walk {
             interrupted(frame, &machine)
         } else {
             self.flags |= stack_flags::BY_FRAME_POINTER;
+            // Who called another one has set up its frame, unless the other one does so.
+            let setup = if is_bare {
+                Setup::Entry
+            } else if was_interrupted {
+                self.setup(frame, &machine)
+            } else {
+                Setup::Done
+            };
+            self.is_bare = u32::from(setup == Setup::ForCaller);
             if self.process.v8 != 0 {
-                self.note_function(addresses, index, frame);
+                let is_jit = rule.extra == JIT.extra;
+                self.note_function(addresses, index, frame, setup, is_jit);
             }
-            caller_by_frame_pointer(frame, &machine)
+            if setup.has_frame() {
+                caller_by_frame_pointer(frame, &machine)
+            } else {
+                setup.caller(frame, &machine)
+            }
         };
         match next {
             Ok(next) => {
@@ -257,11 +284,50 @@ impl Walk {
         }
     }
 
-    /// Notes the function of V8 whose frame the frame pointer leads to, if it is one, behind the
-    /// frame's address at `index`.
+    /// Has the interrupted code at `frame` set up its frame?
     #[inline(always)]
-    fn note_function(&mut self, addresses: &mut Addresses, index: usize, frame: Registers) {
-        let Some(words) = v8::function(self.process.v8, frame, &mut self.window) else {
+    fn setup(&mut self, frame: Registers, machine: &Process) -> Setup {
+        read_user_into(&mut self.code, frame.pc.wrapping_sub(BYTES_BEFORE));
+        let setup = Setup::at(&self.code);
+        if setup.is_guess() && self.process.mappings != 0 {
+            let top = machine.word(frame.sp).unwrap_or_default();
+            if !self.find_mapping(top) {
+                return Setup::Done;
+            }
+        }
+        setup
+    }
+
+    /// Notes the function of V8 that a frame belongs to, if it is one, behind the frame's address at
+    /// `index`.
+    #[inline(always)]
+    fn note_function(
+        &mut self,
+        addresses: &mut Addresses,
+        index: usize,
+        frame: Registers,
+        setup: Setup,
+        is_jit: bool,
+    ) {
+        let layout = self.process.v8;
+        // A call of JavaScript passes them in registers. What else is compiled at run time has no function
+        // there, by its type.
+        let passed = |frames: u32| {
+            let is_there = is_jit && self.user_frames <= frames;
+            is_there.then_some([self.registers[RDI], self.registers[RSI]])
+        };
+        let with_context = match setup {
+            Setup::Done => v8::of_frame(layout, frame.fp, frame.sp).or_else(|| passed(1)),
+            Setup::Leaving => v8::of_frame(layout, frame.fp, 0),
+            Setup::Left => v8::of_frame(layout, frame.sp.wrapping_sub(8), 0),
+            // What sets up the frame for its caller leaves them to that.
+            Setup::Entry | Setup::Saved(_) => passed(2),
+            _ => None,
+        };
+        let Some(with_context) = with_context else {
+            return;
+        };
+        let Some(words) = v8::function(layout, with_context, &mut self.window) else {
             return;
         };
         // Bounded here, in one comparison: older verifiers forget what they knew before the calls.
@@ -326,6 +392,9 @@ impl Walk {
     /// The rule for an address of `mapping`.
     #[inline(always)]
     fn find_rule(&self, address: u64) -> UnwindRule {
+        if self.mapping.pages == 0 {
+            return JIT;
+        }
         let inside = address.wrapping_sub(self.mapping.bias);
         let number = inside >> PAGE_SHIFT;
         if number >= u64::from(self.mapping.pages) {

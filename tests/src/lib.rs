@@ -43,6 +43,7 @@ pub mod network;
 pub mod otlp;
 pub mod prerequisite;
 pub mod programs;
+pub mod recursion;
 pub mod requests;
 pub mod script;
 pub mod server;

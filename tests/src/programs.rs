@@ -53,11 +53,17 @@ pub const STACKS_NO_PIE: Recipe = recipe("gcc", "stacks.c", &[DEEP[0], DEEP[1], 
 pub const STACKS_STATIC: Recipe = recipe("gcc", "stacks.c", &[DEEP[0], DEEP[1], "-static-pie"]);
 /// The library that one of them loads.
 pub const LATE: Recipe = recipe("gcc", "late.c", &[DEEP[0], DEEP[1], "-shared", "-fPIC"]);
+/// Calls in code that keeps frame pointers, also where nothing is called, and has no rows.
+pub const RECURSION: Recipe = recipe(
+    "gcc",
+    "recursion.c",
+    &["-O0", "-fno-asynchronous-unwind-tables"],
+);
 /// Calls that move bytes through sockets.
 pub const TRANSFERS: Recipe = with_frame_pointers("transfers.c");
 
 /// What the suites need that run in guests.
-pub const FOR_GUESTS: [Recipe; 10] = [
+pub const FOR_GUESTS: [Recipe; 11] = [
     SPLIT,
     SPLIT_STRIPPED,
     SPLIT_RUST,
@@ -67,6 +73,7 @@ pub const FOR_GUESTS: [Recipe; 10] = [
     STACKS_NO_PIE,
     STACKS_STATIC,
     LATE,
+    RECURSION,
     TRANSFERS,
 ];
 

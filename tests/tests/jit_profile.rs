@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::traces::{Trace, Traces};
-use e2e::{Agent, Child, prerequisite};
+use e2e::{Agent, Child, prerequisite, recursion};
 
 /// Share of the CPU time that each function and what it calls are given.
 const SHARES: [(&str, f64); 3] = [("nestFifty", 0.5), ("nestThirty", 0.3), ("nestTwenty", 0.2)];
@@ -121,12 +121,12 @@ impl Program {
         Self::start("node", command, tempfile::tempdir()?)
     }
 
-    fn java(flags: &[&str]) -> Result<Self> {
+    fn java(flags: &[&str], class: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let output = Command::new(prerequisite::on_path("javac")?)
             .arg("-d")
             .arg(folder.path())
-            .arg(prerequisite::workload("Split.java"))
+            .arg(prerequisite::workload(&format!("{class}.java")))
             .output()?;
         ensure!(
             output.status.success(),
@@ -138,7 +138,7 @@ impl Program {
             .args(flags)
             .arg("-cp")
             .arg(folder.path())
-            .args(["Split", LIFE]);
+            .args([class, LIFE]);
         Self::start("java", command, folder)
     }
 
@@ -151,6 +151,16 @@ impl Program {
             fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
         })?;
         Ok(Self { child })
+    }
+
+    /// Has a Java program list the functions that it has compiled.
+    fn list(&self) -> Result<()> {
+        let output = Command::new(prerequisite::on_path("jcmd")?)
+            .args([&self.child.pid().to_string(), "Compiler.perfmap"])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(file_exists(&self.perf_map()), "jcmd: {text}");
+        Ok(())
     }
 
     fn perf_map(&self) -> PathBuf {
@@ -385,7 +395,7 @@ fn check_short_lives(agent: &Agent) -> Result<()> {
 
 #[test]
 fn functions_that_java_lists_while_it_is_sampled_have_their_names() -> Result<()> {
-    let program = Program::java(&["-XX:+PreserveFramePointer"])?;
+    let program = Program::java(&["-XX:+PreserveFramePointer"], "Split")?;
     // Its functions are compiled by then.
     std::thread::sleep(Duration::from_secs(1));
     let unlisted = program.profile(1)?;
@@ -415,21 +425,47 @@ fn functions_that_java_lists_while_it_is_sampled_have_their_names() -> Result<()
     check_complete("java", &profile, |trace| has(trace, "burn"))
 }
 
+/// Wherever in its code a function is interrupted: its frame may not be there yet, or not any more.
+#[test]
+fn no_caller_is_left_out_in_compiled_code() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    // By all compilers: V8's optimizing one and the one before it.
+    let flags: [(&str, &[&str]); 4] = [
+        ("node", &["--no-turbo-inlining"]),
+        ("node, baseline", &["--no-opt"]),
+        (
+            "node, listed",
+            &["--no-turbo-inlining", "--perf-basic-prof"],
+        ),
+        ("node, baseline, listed", &["--no-opt", "--perf-basic-prof"]),
+    ];
+    for (what, flags) in flags {
+        let program = Program::node(flags, "recursion.js")?;
+        program.wait_until_known(&agent)?;
+        recursion::check(what, &program.profile_by(&agent, 3)?)?;
+    }
+    // HotSpot's, likewise.
+    for (what, flag) in [
+        ("java", "-XX:+TieredCompilation"),
+        ("java, C1", "-XX:TieredStopAtLevel=1"),
+    ] {
+        let separate = "-XX:CompileCommand=dontinline,Recursion.*";
+        let flags = ["-XX:+PreserveFramePointer", separate, flag];
+        let program = Program::java(&flags, "Recursion")?;
+        std::thread::sleep(Duration::from_secs(2));
+        program.list()?;
+        recursion::check(what, &program.profile_by(&agent, 3)?)?;
+    }
+    Ok(())
+}
+
 /// Somebody asks for the list long after the agent has begun to look for one, and again after it was
 /// deleted: names are there at once, also of what was sampled before.
 #[test]
 fn a_list_that_java_writes_late_is_found() -> Result<()> {
     let agent = Agent::start()?;
-    let program = Program::java(&["-XX:+PreserveFramePointer"])?;
+    let program = Program::java(&["-XX:+PreserveFramePointer"], "Split")?;
     let pid = program.child.pid();
-    let list = || -> Result<()> {
-        let output = Command::new(prerequisite::on_path("jcmd")?)
-            .args([&pid.to_string(), "Compiler.perfmap"])
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(file_exists(&program.perf_map()), "jcmd: {text}");
-        Ok(())
-    };
     let kept = || -> Result<Traces> {
         let path = format!("/debug/pprof/profile?pid={pid}&from=now-10s");
         let file = program.child.folder().join("x.pb.gz");
@@ -444,12 +480,12 @@ fn a_list_that_java_writes_late_is_found() -> Result<()> {
     std::thread::sleep(Duration::from_secs(4));
     let (before, all) = named(&kept()?);
     ensure!(before == 0.0 && all >= 20.0, "{before} of {all} before");
-    list()?;
+    program.list()?;
     // What it compiled anew since then is on no list.
     for what in ["kept", "on demand", "kept after", "on demand after"] {
         if what == "kept after" {
             fs::remove_file(program.perf_map())?;
-            list()?;
+            program.list()?;
         }
         let profile = if what.starts_with("kept") {
             kept()?
@@ -466,7 +502,7 @@ fn a_list_that_java_writes_late_is_found() -> Result<()> {
 /// Without its flag, compiled code keeps no frame pointers: nothing tells how its stacks go on.
 #[test]
 fn stacks_that_end_in_javas_code_are_not_told_as_whole() -> Result<()> {
-    let program = Program::java(&["-XX:-PreserveFramePointer"])?;
+    let program = Program::java(&["-XX:-PreserveFramePointer"], "Split")?;
     std::thread::sleep(Duration::from_secs(1));
     let profile = program.profile(2)?;
     let compiled = |trace: &Trace| trace.has("[jit java]");

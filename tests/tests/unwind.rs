@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::programs::{self, Recipe, recipe};
 use e2e::traces::{Trace, Traces};
-use e2e::{Agent, Child};
+use e2e::{Agent, Child, recursion};
 
 /// Share of the CPU time that each function and what it calls are given.
 const SHARES: [(&str, f64); 3] = [
@@ -376,6 +376,12 @@ fn the_first_second_of_a_service_is_whole() -> Result<()> {
         "a second took {lasted:?}"
     );
     Ok(())
+}
+
+#[test]
+fn no_caller_is_left_out_in_code_without_rows() -> Result<()> {
+    let program = Program::start(&programs::RECURSION, &[LIFE])?;
+    recursion::check("C", &program.profile(&Agent::for_profiles()?, 3)?)
 }
 
 #[test]

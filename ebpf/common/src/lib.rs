@@ -10,6 +10,7 @@ pub mod config;
 pub mod connection;
 pub mod loss;
 pub mod process;
+pub mod prologue;
 pub mod python;
 pub mod sample;
 pub mod unwind;
