@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::traces::{Trace, Traces};
@@ -489,6 +489,47 @@ fn an_interpreter_whose_frames_are_not_read_is_told() -> Result<()> {
         "{:?}",
         profile.outcomes()
     );
+    Ok(())
+}
+
+/// While one program after the other starts: who ran the interpreter has its frames, or says that they
+/// are missing. Two things see to that, and it takes both to be gone for this to fail: the interpreter is
+/// known before stacks can be walked, and a stack says whether it was.
+#[test]
+fn stacks_of_programs_that_start_are_told_as_whole_only_with_their_frames() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    let python = prerequisite::python("python")?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("x.pb.gz");
+    let profile = thread::scope(|scope| {
+        let profile = scope.spawn(|| agent.get("/debug/pprof/profile?seconds=4&hz=997"));
+        let end = Instant::now() + Duration::from_millis(3500);
+        while Instant::now() < end {
+            let mut command = Command::new(&python);
+            command.arg(prerequisite::workload("split.py")).arg("0.25");
+            command.output()?;
+        }
+        profile.join().expect("no panic")
+    })?;
+    fs::write(&file, profile.body)?;
+    let profile = Traces::read(&file)?;
+    let nested = |trace: &Trace| SHARES.iter().any(|(name, _)| trace.has(name));
+    let is_frameless = |trace: &Trace| {
+        let loops = ["_PyEval_EvalFrameDefault", "_PyEval_EvalFrameDefault.cold"];
+        loops.iter().any(|name| trace.has(name))
+    };
+    println!(
+        "{} with frames, {} without, of which {} are told as whole",
+        profile.count(nested),
+        profile.count(is_frameless),
+        profile.count(|trace| is_frameless(trace) && trace.unwind == "complete"),
+    );
+    ensure!(profile.count(nested) >= 500.0, "{:?}", profile.outcomes());
+    let wrong = profile
+        .traces
+        .iter()
+        .find(|trace| is_frameless(trace) && trace.unwind == "complete");
+    ensure!(wrong.is_none(), "{wrong:?}");
     Ok(())
 }
 
