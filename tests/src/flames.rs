@@ -5,48 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::agent::Agent;
 use crate::browser::Browser;
-
-/// Folded stacks: names, outermost first, with their counts.
-#[derive(Debug)]
-pub struct Folded(pub Vec<(Vec<String>, u64)>);
+use crate::folded::Folded;
 
 impl Folded {
-    /// What the agent answers to a query of profiles.
-    ///
-    /// # Errors
-    /// When that is not folded stacks.
-    pub fn of(agent: &Agent, query: &str) -> Result<Self> {
-        let path = format!("/debug/pprof/flamegraph?format=folded&{query}");
-        let response = agent.get(&path)?;
-        ensure!(response.status == 200, "{path}: {}", response.text());
-        let lines = response.text();
-        let stacks = lines.lines().map(|line| {
-            let (stack, count) = line.rsplit_once(' ').context("a line without a count")?;
-            Ok((
-                stack.split(';').map(str::to_owned).collect(),
-                count.parse()?,
-            ))
-        });
-        Ok(Self(stacks.collect::<Result<_>>()?))
-    }
-
-    /// Samples.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.0.iter().map(|(_, count)| count).sum()
-    }
-
-    /// Percent of the samples with such a name on the stack.
-    pub fn percent(&self, is_it: impl Fn(&str) -> bool) -> f64 {
-        let found = self
-            .0
-            .iter()
-            .filter(|(stack, _)| stack.iter().any(|name| is_it(name)));
-        found.map(|(_, count)| count).sum::<u64>() as f64 * 100.0 / self.total() as f64
-    }
-
     /// Each function's own samples and those of all that it called, in percent.
     #[must_use]
     pub fn functions(&self) -> BTreeMap<&str, (f64, f64)> {

@@ -28,7 +28,7 @@
 //! overwrites its environment, the name of the executable), so that exact counts hold although
 //! the agent sees the whole machine.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 pub mod accounts;
 pub mod agent;
@@ -37,6 +37,7 @@ pub mod child;
 pub mod client;
 pub mod cluster;
 pub mod flames;
+pub mod folded;
 pub mod load;
 pub mod metrics;
 pub mod network;
@@ -54,6 +55,7 @@ pub use agent::{Agent, AgentCommand, Finished};
 pub use browser::Browser;
 pub use child::{Child, free_port};
 pub use client::{Client, Request, Response};
+pub use folded::Folded;
 pub use load::{Key, Load, Tally, Totals};
 pub use metrics::{Metrics, Sample};
 pub use network::Network;
@@ -70,6 +72,14 @@ pub fn is_emulated() -> bool {
 #[must_use]
 pub fn share_tolerance() -> f64 {
     if is_emulated() { 0.025 } else { 0.01 }
+}
+
+/// Seconds since 1970.
+///
+/// # Errors
+/// Where the clock says that it is earlier.
+pub fn now_s() -> anyhow::Result<f64> {
+    Ok(UNIX_EPOCH.elapsed()?.as_secs_f64())
 }
 
 /// Calls `probe` until it succeeds, for at most `timeout`.

@@ -2,28 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::{Agent, Split};
+use anyhow::{Result, ensure};
+use e2e::{Agent, Folded, Split};
 
 const LIFE: Duration = Duration::from_secs(60);
 
 /// Microseconds by stack.
-fn waits(agent: &Agent, query: &str) -> Result<Vec<(String, u64)>> {
-    let path = format!("/debug/pprof/flamegraph?format=folded&type=off_cpu&{query}");
-    let response = agent.get(&path)?;
-    ensure!(response.status == 200, "{}", response.text());
-    let lines = response.text();
-    let stacks = lines.lines().map(|line| {
-        let (stack, count) = line.rsplit_once(' ').context("a line without a count")?;
-        Ok((stack.to_owned(), count.parse()?))
-    });
-    stacks.collect()
-}
-
-fn within(waits: &[(String, u64)], function: &str) -> u64 {
-    let named = |stack: &str| stack.split(';').any(|name| name == function);
-    let found = waits.iter().filter(|(stack, _)| named(stack));
-    found.map(|(_, us)| us).sum()
+fn waits(agent: &Agent, query: &str) -> Result<Folded> {
+    Folded::of(agent, &format!("type=off_cpu&{query}"))
 }
 
 #[test]
@@ -34,29 +20,24 @@ fn waits_have_the_programs_shares_depth_and_length() -> Result<()> {
     let begin = Instant::now();
     let waits_of = waits(&agent, &format!("pid={pid}&seconds=4"))?;
     let lasted_us = begin.elapsed().as_micros() as f64;
-    let total: u64 = waits_of.iter().map(|(_, us)| us).sum();
+    let total = waits_of.total();
     println!("{total} µs of waiting in {lasted_us}");
     for (function, expected) in [("wait_long", 0.75), ("wait_short", 0.25)] {
-        let share = within(&waits_of, function) as f64 / total as f64;
+        let share = waits_of.within(function) as f64 / total as f64;
         println!("{function}: {share:.3}");
         ensure!((share - expected).abs() < 0.05, "{function}: {share:.3}");
     }
     // It does nothing else; what it waited when the profile began is not seen.
     ensure!(total as f64 > 3.7e6, "{total} µs of waiting");
     ensure!(total as f64 <= lasted_us, "{total} µs of waiting");
-    let deepest = waits_of
-        .iter()
-        .map(|(stack, _)| stack.matches("wait_long").count())
-        .max();
+    let nested = |stack: &[String]| stack.iter().filter(|name| *name == "wait_long").count();
+    let deepest = waits_of.0.iter().map(|(stack, _)| nested(stack)).max();
     ensure!(deepest == Some(20), "{deepest:?} nested calls");
-    ensure!(
-        waits_of.iter().all(|(stack, _)| stack.contains(";main;")),
-        "a stack is cut"
-    );
+    ensure!(waits_of.within("main") == total, "a stack is cut");
 
     let longer = waits(&agent, &format!("pid={pid}&seconds=1&min_us=20000"))?;
     ensure!(
-        within(&longer, "wait_long") > 500_000 && within(&longer, "wait_short") == 0,
+        longer.within("wait_long") > 500_000 && longer.within("wait_short") == 0,
         "{longer:?}"
     );
     Ok(())
@@ -80,8 +61,8 @@ fn one_at_a_time_and_beside_samples() -> Result<()> {
         ))?;
         ensure!(samples.text().contains("nest_fifty"), "{}", samples.text());
         let first = first.join().expect("no panic")?;
-        ensure!(within(&first, "wait_long") > 1_500_000, "{first:?}");
-        ensure!(within(&first, "nest_fifty") == 0, "{first:?}");
+        ensure!(first.within("wait_long") > 1_500_000, "{first:?}");
+        ensure!(first.within("nest_fifty") == 0, "{first:?}");
         Ok(())
     })
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Node, OPENSEARCH};
-use e2e::flames::{Folded, frames};
+use e2e::flames::frames;
 use e2e::{
-    Agent, Browser, Child, Client, Metrics, Request, Server, eventually, free_port, prerequisite,
+    Agent, Browser, Child, Client, Folded, Metrics, Request, Server, eventually, free_port,
+    prerequisite,
 };
 
 fn get(address: SocketAddr, path: &str) -> Result<()> {

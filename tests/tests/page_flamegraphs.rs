@@ -1,19 +1,15 @@
 //! Flamegraphs as a person uses them, in a real browser: on the page and as drawings by themselves.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::flames::{Folded, check_table, frame, frames, is_near, width};
+use e2e::flames::{check_table, frame, frames, is_near, width};
 use e2e::requests::Load;
-use e2e::{Agent, Browser, Server, Split, eventually};
+use e2e::{Agent, Browser, Folded, Server, Split, eventually, now_s};
 
 /// Where workloads are told to end by themselves, should the test die.
 const LIFE: Duration = Duration::from_secs(120);
-
-fn seconds_now() -> Result<f64> {
-    Ok(UNIX_EPOCH.elapsed()?.as_secs_f64())
-}
 
 const SPLIT: [(&str, f64); 3] = [
     ("nest_fifty", 50.0),
@@ -31,7 +27,7 @@ fn flamegraphs_are_searched_magnified_and_filtered() -> Result<()> {
     let server = Server::gunicorn_requests(1)?;
     // Until a process's unwind rows are loaded, its stacks may have another outermost frame.
     let begin_s = eventually(Duration::from_secs(10), || {
-        let begin_s = seconds_now()?;
+        let begin_s = now_s()?;
         let of_all = Folded::of(&agent, &format!("service={}&from=now-1s", split.service))?;
         let is_whole = |stack: &Vec<String>| stack.get(1).is_some_and(|name| name == "_start");
         ensure!(
@@ -47,7 +43,7 @@ fn flamegraphs_are_searched_magnified_and_filtered() -> Result<()> {
     };
     let mut browser = Browser::start(agent.address())?;
     load.during(&server, || check_button(&mut browser, &split))?;
-    let kept = format!("from={begin_s}&to={}", seconds_now()?);
+    let kept = format!("from={begin_s}&to={}", now_s()?);
     // The window ends that is being filled.
     std::thread::sleep(Duration::from_secs(1));
     drop((split.child, threads.child));

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Agent, Split};
+use e2e::{Agent, Folded, Split};
 
 /// Where the workload is told to end by itself, should the test die.
 const LIFE: Duration = Duration::from_secs(120);
@@ -21,32 +21,6 @@ fn get(agent: &Agent, query: &str) -> Result<String> {
         response.text()
     );
     Ok(response.text())
-}
-
-fn folded(agent: &Agent, query: &str) -> Result<Vec<(String, u64)>> {
-    get(agent, &format!("flamegraph?format=folded&{query}"))?
-        .lines()
-        .map(|line| {
-            let (stack, count) = line.rsplit_once(' ').context("a line without a count")?;
-            Ok((stack.to_owned(), count.parse()?))
-        })
-        .collect()
-}
-
-fn samples(folded: &[(String, u64)]) -> u64 {
-    folded.iter().map(|(_, count)| count).sum()
-}
-
-/// Samples with `function` somewhere on the stack.
-fn samples_in(folded: &[(String, u64)], function: &str) -> u64 {
-    let named = |stack: &str| stack.split(';').any(|name| name == function);
-    let found = folded.iter().filter(|(stack, _)| named(stack));
-    found.map(|(_, count)| count).sum()
-}
-
-/// Seconds since 1970.
-fn now_s() -> Result<f64> {
-    Ok(UNIX_EPOCH.elapsed()?.as_secs_f64())
 }
 
 /// CPU time that the process has had, seconds.
@@ -73,8 +47,8 @@ fn what_ran_is_kept_and_has_the_programs_shares() -> Result<()> {
     let service = split.service.clone();
     // Ended and gone: only what is kept can tell.
     drop(split);
-    let kept = folded(&agent, &format!("service={service}&from=now-1m"))?;
-    let total = samples(&kept) as f64;
+    let kept = Folded::of(&agent, &format!("service={service}&from=now-1m"))?;
+    let total = kept.total() as f64;
     println!("{total} samples of {used_s:.2} s of CPU time");
     ensure!(
         (total / 97.0 / used_s - 1.0).abs() < 0.08,
@@ -85,12 +59,12 @@ fn what_ran_is_kept_and_has_the_programs_shares() -> Result<()> {
         ("nest_thirty", 0.3),
         ("nest_twenty", 0.2),
     ] {
-        let share = samples_in(&kept, name) as f64 / total;
+        let share = kept.within(name) as f64 / total;
         println!("{name}: {share:.3}");
         ensure!((share - expected).abs() < 0.05, "{name}: {share:.3}");
     }
     ensure!(
-        kept.iter().all(|(stack, _)| stack.starts_with(&service)),
+        kept.0.iter().all(|(stack, _)| stack[0] == service),
         "another service's stack"
     );
     Ok(())
@@ -104,13 +78,13 @@ fn ranges_of_time_are_told_apart() -> Result<()> {
     let mut earlier = Split::start(Duration::from_secs(3))?;
     earlier.child.wait(LIFE)?;
     std::thread::sleep(Duration::from_millis(1500));
-    let between = now_s()?;
+    let between = e2e::now_s()?;
     std::thread::sleep(Duration::from_millis(1500));
     let later = Split::start(LIFE)?;
     std::thread::sleep(Duration::from_secs(4));
-    let recent = folded(&agent, &format!("from={between}"))?;
-    let before = folded(&agent, &format!("from=now-1m&to={between}"))?;
-    let of = |folded: &[(String, u64)], split: &Split| samples_in(folded, &split.service);
+    let recent = Folded::of(&agent, &format!("from={between}"))?;
+    let before = Folded::of(&agent, &format!("from=now-1m&to={between}"))?;
+    let of = |folded: &Folded, split: &Split| folded.within(&split.service);
     for (range, absent, present) in [(&recent, &earlier, &later), (&before, &later, &earlier)] {
         let counts = (of(range, absent), of(range, present));
         ensure!(counts.0 == 0 && counts.1 > 100, "{counts:?}: {range:?}");
@@ -162,11 +136,11 @@ fn requests_at_the_same_time_have_each_their_own_rate() -> Result<()> {
     let count = |delay_s: u64, seconds: u64, hz: u32| -> Result<f64> {
         std::thread::sleep(Duration::from_secs(delay_s));
         let begin_s = cpu_s(pid)?;
-        let folded = folded(&agent, &format!("seconds={seconds}&hz={hz}&pid={pid}"))?;
+        let folded = Folded::of(&agent, &format!("seconds={seconds}&hz={hz}&pid={pid}"))?;
         // As much as the process was given, whatever else the machine does.
         let used_s = (cpu_s(pid)? - begin_s).min(seconds as f64);
-        let per_second = samples(&folded) as f64 / used_s;
-        println!("{hz} Hz: {} samples of {used_s:.2} s", samples(&folded));
+        let per_second = folded.total() as f64 / used_s;
+        println!("{hz} Hz: {} samples of {used_s:.2} s", folded.total());
         ensure!(
             (per_second / f64::from(hz) - 1.0).abs() < 0.12,
             "{per_second:.1} samples a second at {hz} Hz"
@@ -187,10 +161,10 @@ fn requests_at_the_same_time_have_each_their_own_rate() -> Result<()> {
     })?;
     // Continuous profiling went on beside them, at its own rate.
     let seconds = began.elapsed().as_secs() + 1;
-    let kept = folded(&agent, &format!("pid={pid}&from=now-{seconds}s"))?;
+    let kept = Folded::of(&agent, &format!("pid={pid}&from=now-{seconds}s"))?;
     let used_s = cpu_s(pid)? - begin_s;
-    println!("{} kept samples of {used_s:.2} s", samples(&kept));
-    let per_second = samples(&kept) as f64 / used_s;
+    println!("{} kept samples of {used_s:.2} s", kept.total());
+    let per_second = kept.total() as f64 / used_s;
     // The default rate, but for what the first window had before.
     ensure!(
         (15.0..24.0).contains(&per_second),
@@ -210,12 +184,12 @@ fn samples_are_selected_by_thread_and_by_cgroup() -> Result<()> {
         .find_map(|line| line.strip_prefix("spinner-other "))
         .context("no thread")?;
     let functions = |query: &str| -> Result<(u64, u64)> {
-        let folded = folded(&agent, &format!("seconds=1&hz=199&{query}"))?;
+        let folded = Folded::of(&agent, &format!("seconds=1&hz=199&{query}"))?;
         ensure!(
-            folded.iter().all(|(stack, _)| stack.starts_with(service)),
+            folded.0.iter().all(|(stack, _)| stack[0] == *service),
             "{query}: another service"
         );
-        let counts = ["spin_one", "spin_other"].map(|function| samples_in(&folded, function));
+        let counts = ["spin_one", "spin_other"].map(|function| folded.within(function));
         println!("{query}: {counts:?}");
         Ok((counts[0], counts[1]))
     };
@@ -299,9 +273,9 @@ fn a_process_that_began_just_now_is_in_it_and_a_second_takes_a_second() -> Resul
         let split = program.spawn(LIFE)?;
         std::thread::sleep(Duration::from_millis(100));
         let begin = Instant::now();
-        let folded = folded(&agent, &format!("seconds=1&service={}", split.service))?;
+        let folded = Folded::of(&agent, &format!("seconds=1&service={}", split.service))?;
         quickest = quickest.min(begin.elapsed());
-        let whole = samples_in(&folded, "spin");
+        let whole = folded.within("spin");
         ensure!(whole > 20, "{whole} samples of a new process: {folded:?}");
     }
     println!("a second took {quickest:?}");
