@@ -145,18 +145,29 @@ impl PythonWalk {
     #[inline(always)]
     fn enter_thread(&mut self, layout: &PythonProcess, thread: u64) {
         self.flags |= stack_flags::PYTHON_READ;
-        let newest = user_word(thread + u64::from(layout.thread_frame));
+        let newest = self.word(thread + u64::from(layout.thread_frame));
         if layout.kind & kind::CFRAME != 0 {
             self.cframe = newest;
-            self.frame = user_word(newest + u64::from(layout.cframe_current));
+            self.frame = self.word(newest + u64::from(layout.cframe_current));
         } else {
             self.frame = newest;
             self.cframe = if layout.kind & kind::CFRAME_EACH != 0 {
-                user_word(thread + u64::from(layout.thread_cframe))
+                self.word(thread + u64::from(layout.thread_cframe))
             } else {
                 0
             };
         }
+    }
+
+    /// As [`user_word`]; the frames are not all there where it cannot be read. Memory of a process that runs is
+    /// not at hand while the kernel moves its page.
+    #[inline(always)]
+    fn word(&mut self, address: u64) -> u64 {
+        let mut value = 0;
+        if !read_words(&raw mut value, 1, address) {
+            self.flags |= stack_flags::PYTHON_CUT;
+        }
+        value
     }
 
     #[inline(always)]
@@ -168,11 +179,14 @@ impl PythonWalk {
         kernel_frames: u32,
     ) -> bool {
         let frame = self.frame;
-        // What the newest `_PyCFrame` holds may be none; the window is zeroed then.
         let may_be_none = layout.kind & kind::CFRAME != 0 && self.groups == 0;
-        if !user_window(&mut self.window, frame, layout.frame_words) && !may_be_none {
+        if !user_window(&mut self.window, frame, layout.frame_words) {
             self.flags |= stack_flags::PYTHON_CUT;
-            return false;
+            // What the newest `_PyCFrame` holds may be none. If it is one, its callers are shown, but not as
+            // all there is.
+            if !may_be_none {
+                return false;
+            }
         }
         let word = |index: u32| self.window[(index as usize) & (WINDOW_WORDS - 1)];
         let previous = word(layout.frame_previous);
@@ -187,7 +201,7 @@ impl PythonWalk {
         // A coroutine that rests has no caller, what is no frame has no code.
         let mut breaks_off = ones_if(previous == 0);
         if may_be_none && self.words == 0 && layout.code_type != 0 {
-            breaks_off |= ones_if(user_word(code + TYPE_OFFSET) != layout.code_type);
+            breaks_off |= ones_if(self.word(code + TYPE_OFFSET) != layout.code_type);
         }
         let breaks_off = breaks_off & layout.mask(kind::CFRAME) & !ends_group;
         // Of a frame that is none of Python, only that it ends a group.
@@ -241,10 +255,10 @@ impl PythonWalk {
     ) -> bool {
         let mark = entry | self.cframe & ones_if(entry == 0);
         if layout.kind & (kind::CFRAME | kind::CFRAME_EACH) != 0 {
-            self.cframe = user_word(self.cframe + u64::from(layout.cframe_previous));
+            self.cframe = self.word(self.cframe + u64::from(layout.cframe_previous));
         }
         if layout.kind & kind::CFRAME != 0 {
-            let next = user_word(self.cframe + u64::from(layout.cframe_current));
+            let next = self.word(self.cframe + u64::from(layout.cframe_current));
             if next != self.frame || breaks_off != 0 {
                 // The newest one was just being set up, and held what had been on the stack before.
                 self.frame = next;
@@ -271,7 +285,7 @@ impl PythonWalk {
         // A native frame that has just begun, and has no frame yet: all are one further in.
         if layout.kind & kind::CFRAME_EACH != 0
             && self.frame == 0
-            && user_word(self.cframe + u64::from(layout.cframe_previous)) != 0
+            && self.word(self.cframe + u64::from(layout.cframe_previous)) != 0
         {
             self.marks[group + 1] = self.cframe;
             self.groups += 1;
@@ -312,15 +326,8 @@ fn ones_if(condition: bool) -> u64 {
 /// The word at a user address; 0 where it cannot be read.
 #[inline(always)]
 fn user_word(address: u64) -> u64 {
-    let mut value = 0_u64;
-    // SAFETY: the helper checks the address, and fills the value with zeroes where it cannot read.
-    unsafe {
-        bpf_probe_read_user(
-            (&raw mut value).cast(),
-            size_of::<u64>() as u32,
-            address as *const _,
-        );
-    }
+    let mut value = 0;
+    read_words(&raw mut value, 1, address);
     value
 }
 
@@ -328,13 +335,13 @@ fn user_word(address: u64) -> u64 {
 #[inline(always)]
 fn user_window(window: &mut [u64; WINDOW_WORDS], address: u64, words: u32) -> bool {
     let words = words & (WINDOW_WORDS as u32 - 1);
-    // SAFETY: as above.
-    let result = unsafe {
-        bpf_probe_read_user(
-            core::ptr::from_mut(window).cast(),
-            words * size_of::<u64>() as u32,
-            address as *const _,
-        )
-    };
-    result == 0
+    read_words(window.as_mut_ptr(), words, address)
+}
+
+/// Reads words at a user address; false, and zeroes, where they cannot be read.
+#[inline(always)]
+fn read_words(to: *mut u64, words: u32, address: u64) -> bool {
+    let bytes = words * size_of::<u64>() as u32;
+    // SAFETY: the callers' words; the helper checks the address, and fills with zeroes where it cannot read.
+    unsafe { bpf_probe_read_user(to.cast(), bytes, address as *const _) == 0 }
 }

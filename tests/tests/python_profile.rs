@@ -492,6 +492,32 @@ fn an_interpreter_whose_frames_are_not_read_is_told() -> Result<()> {
     Ok(())
 }
 
+/// While the kernel moves a page, nobody can read it: frames that are in it are missing, and nothing says that
+/// there are none.
+#[test]
+fn frames_that_cannot_be_read_are_told() -> Result<()> {
+    let agent = Agent::for_profiles()?;
+    for python in Python::all()? {
+        // The program knows where these have their frames.
+        if python.minor < 11 {
+            continue;
+        }
+        let what = python.path.display().to_string();
+        let child = python.start("hidden.py", &["60"])?;
+        let profile = Traces::take_warm(&agent, child.pid(), 2, child.folder())?;
+        let total = profile.count(|_| true);
+        let told = profile.count(|trace| trace.unwind == "interpreter");
+        let early = profile.count(|trace| trace.unwind == "unverified");
+        println!("{what}: {told} of {total}, {:?}", profile.outcomes());
+        ensure!(
+            total >= 300.0 && told + early == total && early <= 0.3 * total,
+            "{what}: {:?}",
+            profile.traces
+        );
+    }
+    Ok(())
+}
+
 /// While one program after the other starts: who ran the interpreter has its frames, or says that they
 /// are missing. Two things see to that, and it takes both to be gone for this to fail: the interpreter is
 /// known before stacks can be walked, and a stack says whether it was.
