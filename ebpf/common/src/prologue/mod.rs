@@ -16,9 +16,9 @@ pub const BYTES_BEFORE: u64 = 16;
 /// Index of the word at the address.
 const HERE: usize = BYTES_BEFORE as usize / 8;
 
-/// How far before `push %rbp` a function may be entered. V8 first asks in 14 bytes whether its code is still
-/// wanted, and counts calls of its baseline code in 40; HotSpot touches the stack in 7.
-const MAX_ENTRY: usize = 48;
+/// How far before `push %rbp` a function may be entered, in words. V8 first asks in 14 bytes whether its code
+/// is still wanted, and counts calls of its baseline code in 40; HotSpot touches the stack in 7.
+const ENTRY_WORDS: usize = 6;
 
 /// Where the return address is, and whose frame pointer is in `rbp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,25 +127,42 @@ impl Setup {
         Self::entry(code)
     }
 
-    /// [`Self::Entry`] or [`Self::ForCaller`] where a function seems to begin.
+    /// [`Self::Entry`] or [`Self::ForCaller`] where a function seems to begin. Eight bytes at a time, without
+    /// branches, of which the verifier would follow both sides, of each.
     #[inline(always)]
     fn entry(code: &[u64; CODE_WORDS]) -> Self {
-        let mut setup = Self::Done;
-        let mut offset = 0;
-        while offset < MAX_ENTRY {
-            let here = four(code, offset);
-            // pop %r8 to %r15 | push %rbp | what `mov` begins with
-            if here & 0xffff_f8ff == 0x4855_5841 {
-                return Self::ForCaller;
-            }
+        let (mut entries, mut for_callers) = (0, 0);
+        let mut index = HERE;
+        while index < HERE + ENTRY_WORDS {
+            let [last, this, next] = [index - 1, index, index + 1].map(|at| word(code, at));
+            let behind = |bytes: u32| (this >> (8 * bytes)) | (next << (64 - 8 * bytes));
+            let [second, third, fourth] = [1, 2, 3].map(behind);
             // push %rbp | mov %rsp,%rbp
-            let is_prologue = matches!(here, 0xe589_4855 | 0xec8b_4855);
-            if is_prologue && (offset == 0 || !is_end(before(code, offset))) {
-                setup = Self::Entry;
-            }
-            offset += 1;
+            let mov = (bytes_like(third, 0x89) & bytes_like(fourth, 0xe5))
+                | (bytes_like(third, 0x8b) & bytes_like(fourth, 0xec));
+            let prologues = bytes_like(this, 0x55) & bytes_like(second, 0x48) & mov;
+            // What functions end with (ret), and what is between two (nop, int3, hlt): there begins another.
+            let before = (this << 8) | (last >> 56);
+            let ends = bytes_like(before, 0xc3)
+                | bytes_like(before, 0x90)
+                | bytes_like(before, 0xcc)
+                | bytes_like(before, 0xf4);
+            let is_first = if index == HERE { 0xff } else { 0 };
+            entries |= prologues & (!ends | is_first);
+            // pop %r8 to %r15 | push %rbp | what `mov` begins with
+            for_callers |= bytes_like(this, 0x41)
+                & bytes_like(second & in_each_byte(0xf8), 0x58)
+                & bytes_like(third, 0x55)
+                & bytes_like(fourth, 0x48);
+            index += 1;
         }
-        setup
+        if for_callers != 0 {
+            Self::ForCaller
+        } else if entries != 0 {
+            Self::Entry
+        } else {
+            Self::Done
+        }
     }
 
     /// Is it to be believed only of a return address that is one of code?
@@ -249,34 +266,22 @@ const fn digit(letter: u8) -> u64 {
     }
 }
 
-/// Four bytes, `offset` bytes behind the address.
-#[inline(always)]
-fn four(code: &[u64; CODE_WORDS], offset: usize) -> u32 {
-    let (index, shift) = (HERE + offset / 8, offset % 8 * 8);
-    let low = word(code, index) >> shift;
-    // In two steps, as one of 64 bits is none.
-    let high = word(code, index + 1) << 8 << (56 - shift);
-    (low | high) as u32
+const fn in_each_byte(byte: u64) -> u64 {
+    byte * 0x0101_0101_0101_0101
 }
 
-/// The byte before that.
+/// The highest bit of each byte that is `byte`.
 #[inline(always)]
-fn before(code: &[u64; CODE_WORDS], offset: usize) -> u8 {
-    let offset = offset + BYTES_BEFORE as usize - 1;
-    (word(code, offset / 8) >> (offset % 8 * 8)) as u8
+const fn bytes_like(word: u64, byte: u64) -> u64 {
+    let difference = word ^ in_each_byte(byte);
+    let low_bits = in_each_byte(0x7f);
+    !(((difference & low_bits) + low_bits) | difference | low_bits)
 }
 
 /// One word; without a panic, which no kernel program can have.
 #[inline(always)]
 fn word(code: &[u64; CODE_WORDS], index: usize) -> u64 {
     code.get(index).copied().unwrap_or_default()
-}
-
-/// `ret`, `nop`, `int3` and `hlt`: what functions end with, and what is between them. What follows is another
-/// function's beginning.
-#[inline(always)]
-const fn is_end(byte: u8) -> bool {
-    matches!(byte, 0xc3 | 0x90 | 0xcc | 0xf4)
 }
 
 #[cfg(test)]

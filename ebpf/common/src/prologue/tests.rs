@@ -5,7 +5,7 @@ extern crate std;
 use std::format;
 use std::vec::Vec;
 
-use super::{BYTES_BEFORE, CODE_WORDS, Setup};
+use super::{BYTES_BEFORE, CODE_WORDS, Setup, bytes_like};
 use crate::unwind::{Machine, Registers, StackEnd};
 
 /// An instruction's bytes, and what they tell where it is the next one.
@@ -178,6 +178,20 @@ fn each_instruction_tells_where_the_return_address_is() {
     check("HotSpot", &HOTSPOT);
     check("HotSpot, small", &HOTSPOT_SMALL);
     check("C", &C);
+}
+
+#[test]
+fn bytes_are_compared_each_by_itself() {
+    for byte in 0..=u8::MAX {
+        for neighbour in [0, 1, 0x7f, 0x80, 0xff, byte.wrapping_add(1), byte] {
+            let bytes = [
+                neighbour, byte, neighbour, byte, byte, neighbour, byte, 0x80,
+            ];
+            let expected = bytes.map(|other| if other == byte { 0x80 } else { 0 });
+            let found = bytes_like(u64::from_le_bytes(bytes), byte.into());
+            assert_eq!(found.to_le_bytes(), expected, "{byte:x} in {bytes:x?}");
+        }
+    }
 }
 
 #[test]
