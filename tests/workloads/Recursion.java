@@ -1,6 +1,6 @@
 // Calls from one function to another and back, down to a small one: java Recursion SECONDS
 //
-// even(6) > odd(5) > even(4) > ... > even(0) > last(0). Prints "ready" when it has begun.
+// even(2) > odd(1) > even(0) > last(0). Prints "ready" when it has begun.
 public final class Recursion {
     private static int last(int n) {
         return (n * 7 + (n >> 3)) ^ (n << 2);
@@ -20,7 +20,7 @@ public final class Recursion {
         int sum = 0;
         while (System.nanoTime() < end) {
             for (int turn = 0; turn < 1000; turn++) {
-                sum += even(6);
+                sum += even(2);
             }
         }
         System.exit(sum & 1);

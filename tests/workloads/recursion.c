@@ -1,6 +1,6 @@
 /* Calls from one function to another and back, down to a small one: ./recursion SECONDS
  *
- * even(6) > odd(5) > even(4) > ... > even(0) > last(0). Prints "ready" when it has begun. */
+ * even(2) > odd(1) > even(0) > last(0). Prints "ready" when it has begun. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -31,6 +31,6 @@ int main(int count, char **arguments)
 	fflush(stdout);
 	while (time(NULL) < end)
 		for (int turn = 0; turn < 1000; turn++)
-			sum += even(6);
+			sum += even(2);
 	return 0;
 }

@@ -1,6 +1,6 @@
 // Calls from one function to another and back, down to a small one: node recursion.js SECONDS
 //
-// even(6) > odd(5) > even(4) > ... > even(0) > last(0). Prints "ready" when it has begun.
+// even(2) > odd(1) > even(0) > last(0). Prints "ready" when it has begun.
 'use strict';
 
 function last(n) {
@@ -20,5 +20,5 @@ const end = Date.now() + 1000 * Number(process.argv[2]);
 process.stdout.write('ready\n');
 let sum = 0;
 while (Date.now() < end) {
-  for (let turn = 0; turn < 1000; turn++) sum = (sum + even(6)) | 0;
+  for (let turn = 0; turn < 1000; turn++) sum = (sum + even(2)) | 0;
 }

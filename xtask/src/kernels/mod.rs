@@ -41,7 +41,7 @@ const OF_TAPS: [&str; 2] = ["exchanges", "sockets"];
 const ONCE: [&str; 4] = ["accounting", "transfers", "unwind", "python_profile"];
 
 /// What of them needs more than a guest has.
-const SKIPPED: [&str; 11] = [
+const SKIPPED: [&str; 12] = [
     // nginx and hey
     "short_connections_are_each_counted",
     // chooses its tap
@@ -55,6 +55,8 @@ const SKIPPED: [&str; 11] = [
     "a_process_that_has_just_begun_is_there_and_so_is_one_in_a_pid_namespace",
     "a_service_shows_its_handlers",
     "stacks_of_programs_that_start_are_told_as_whole_only_with_their_frames",
+    // ctypes
+    "frames_that_cannot_be_read_are_told",
     // the same for every kernel
     "an_interpreter_whose_frames_are_not_read_is_told",
     // sched_switch, from 5.17 on
