@@ -7,9 +7,6 @@ use crate::traces::{Trace, Traces};
 /// A function, and who alone calls it; but for the outermost one.
 const CALLS: [[&str; 2]; 3] = [["last", "even"], ["even", "odd"], ["odd", "even"]];
 
-/// Least samples of each.
-const LEAST: f64 = 20.0;
-
 /// Checks that of each stack no caller was left out: wherever the function was, also before it had a frame and
 /// after.
 ///
@@ -20,7 +17,9 @@ pub fn check(what: &str, profile: &Traces) -> Result<()> {
     for call in &CALLS {
         let count = profile.count(|trace| innermost(trace) == Some(call));
         println!("{what}: {count} in {}", call[0]);
-        ensure!(count >= LEAST, "{what}: {count} samples in {}", call[0]);
+        // An emulated machine is interrupted between pieces of code, seldom in one that is so small.
+        let least = if crate::is_emulated() { 1.0 } else { 20.0 };
+        ensure!(count >= least, "{what}: {count} samples in {}", call[0]);
     }
     let has_gap = |trace: &Trace| {
         let mut pairs = trace.functions.windows(2);
