@@ -201,7 +201,7 @@ impl PythonWalk {
         // A coroutine that rests has no caller, what is no frame has no code.
         let mut breaks_off = ones_if(previous == 0);
         if may_be_none && self.words == 0 && layout.code_type != 0 {
-            breaks_off |= ones_if(self.word(code + TYPE_OFFSET) != layout.code_type);
+            breaks_off |= ones_if(user_word(code + TYPE_OFFSET) != layout.code_type);
         }
         let breaks_off = breaks_off & layout.mask(kind::CFRAME) & !ends_group;
         // Of a frame that is none of Python, only that it ends a group.
