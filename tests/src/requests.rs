@@ -93,21 +93,6 @@ pub fn get(agent: &Agent, query: &str) -> Result<Vec<u8>> {
     Ok(response.body)
 }
 
-/// The samples of `/debug/pprof/profile?{query}`.
-///
-/// # Errors
-/// As [`get`], and when there are none.
-pub fn traces(agent: &Agent, query: &str) -> Result<Traces> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("x.pb.gz");
-    std::fs::write(&file, get(agent, &format!("profile?{query}"))?)?;
-    if query.contains("type=off_cpu") {
-        Traces::read_waits(&file)
-    } else {
-        Traces::read(&file)
-    }
-}
-
 /// How requests come.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {

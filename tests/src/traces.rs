@@ -1,7 +1,7 @@
 //! Stacks of a profile, from its pprof file.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
@@ -77,14 +77,24 @@ impl Traces {
         if !crate::is_emulated() {
             return Self::take(pid, seconds, folder);
         }
-        let take = |seconds| {
-            let target = format!("/debug/pprof/profile?seconds={seconds}&hz=997&pid={pid}");
-            agent.get(&target)
-        };
+        let take = |seconds| Self::of(agent, &format!("seconds={seconds}&hz=997&pid={pid}"));
         take(1)?;
-        let file = folder.join("x.pb.gz");
-        fs::write(&file, take(seconds)?.body)?;
-        Self::read(&file)
+        take(seconds)
+    }
+
+    /// What the agent answers to a query of profiles: samples, or waits where it asks for those.
+    ///
+    /// # Errors
+    /// When that is no 200, and as [`Self::read`].
+    pub fn of(agent: &Agent, query: &str) -> Result<Self> {
+        let response = agent.get(&format!("/debug/pprof/profile?{query}"))?;
+        let status = response.status;
+        ensure!(status == 200, "{query}: {status}: {}", response.text());
+        let is_off_cpu = query.contains("type=off_cpu");
+        Self::decode(
+            &response.body,
+            if is_off_cpu { "off_cpu" } else { "samples" },
+        )
     }
 
     /// The samples of a gzipped pprof protobuf.
@@ -92,20 +102,12 @@ impl Traces {
     /// # Errors
     /// When it is none, refers to what it does not hold, or has no samples.
     pub fn read(file: &Path) -> Result<Self> {
-        Self::read_as(file, "samples")
+        Self::decode(&fs::read(file)?, "samples")
     }
 
-    /// The waits of an off-CPU profile, likewise.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn read_waits(file: &Path) -> Result<Self> {
-        Self::read_as(file, "off_cpu")
-    }
-
-    fn read_as(file: &Path, sample_type: &str) -> Result<Self> {
+    fn decode(gzipped: &[u8], sample_type: &str) -> Result<Self> {
         let mut bytes = Vec::new();
-        GzDecoder::new(File::open(file)?).read_to_end(&mut bytes)?;
+        GzDecoder::new(gzipped).read_to_end(&mut bytes)?;
         let profile = Decoded::new(protos::Profile::decode(&*bytes)?);
         let traces: Result<Vec<_>> = profile.samples(sample_type)?.collect();
         let mut traces = traces?;

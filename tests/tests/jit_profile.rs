@@ -174,10 +174,7 @@ impl Program {
     /// By a running agent, which knows the process's files from one profile to the next.
     fn profile_by(&self, agent: &Agent, seconds: u32) -> Result<Traces> {
         let pid = self.child.pid();
-        let path = format!("/debug/pprof/profile?seconds={seconds}&hz=997&pid={pid}");
-        let file = self.child.folder().join("x.pb.gz");
-        fs::write(&file, agent.get(&path)?.body)?;
-        Traces::read(&file)
+        Traces::of(agent, &format!("seconds={seconds}&hz=997&pid={pid}"))
     }
 
     /// Waits until the agent knows what the process runs.
@@ -399,21 +396,15 @@ fn functions_that_java_lists_while_it_is_sampled_have_their_names() -> Result<()
     // Its functions are compiled by then.
     std::thread::sleep(Duration::from_secs(1));
     let unlisted = program.profile(1)?;
-    let pid = program.child.pid().to_string();
-    let lists = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
-        Command::new(prerequisite::on_path("jcmd")?)
-            .args([&pid, "Compiler.perfmap"])
-            .output()
-            .map_err(anyhow::Error::from)
-    });
-    let profile = program.profile(4)?;
-    let output = lists.join().expect("no panic")?;
-    ensure!(
-        file_exists(&program.perf_map()),
-        "jcmd: {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let profile = std::thread::scope(|scope| {
+        let listed = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            program.list()
+        });
+        let profile = program.profile(4);
+        listed.join().expect("no panic")?;
+        profile
+    })?;
     let marked = |trace: &Trace| trace.has("[jit java]") && trace.has("JavaMain");
     ensure!(
         unlisted.count(marked) >= 0.8 * unlisted.count(|_| true),
@@ -466,12 +457,7 @@ fn a_list_that_java_writes_late_is_found() -> Result<()> {
     let agent = Agent::start()?;
     let program = Program::java(&["-XX:+PreserveFramePointer"], "Split")?;
     let pid = program.child.pid();
-    let kept = || -> Result<Traces> {
-        let path = format!("/debug/pprof/profile?pid={pid}&from=now-10s");
-        let file = program.child.folder().join("x.pb.gz");
-        fs::write(&file, agent.get(&path)?.body)?;
-        Traces::read(&file)
-    };
+    let kept = || Traces::of(&agent, &format!("pid={pid}&from=now-10s"));
     let named = |profile: &Traces| {
         let named = profile.count(|trace| SHARES.iter().any(|(name, _)| has(trace, name)));
         let all = profile.count(|trace| trace.has("JavaMain"));

@@ -293,12 +293,7 @@ fn a_python_program_in_a_container_has_its_names() -> Result<()> {
         std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
     })?;
     let profile = |seconds: u32| -> Result<Traces> {
-        let target = format!("/debug/pprof/profile?container={id}&seconds={seconds}&hz=499");
-        let response = agent.get(&target)?;
-        ensure!(response.status == 200, "{}", response.text());
-        let file = container.folder.path().join("x.pb.gz");
-        std::fs::write(&file, &response.body)?;
-        Traces::read(&file)
+        Traces::of(&agent, &format!("container={id}&seconds={seconds}&hz=499"))
     };
     let whole = |profile: &Traces| profile.count(|trace| trace.unwind == "complete");
     // Until its rows have been read, its stacks are followed by frame pointers.

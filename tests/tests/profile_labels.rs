@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, traces, worker};
+use e2e::requests::{Counts, Load, ROUTES, Route, worker};
+use e2e::traces::Traces;
 use e2e::{Agent, NginxOptions, Server, prerequisite};
 
 /// Requests that let others have their turn.
@@ -33,7 +34,7 @@ fn profile(
         closing: false,
     };
     load.during(server, || {
-        let all = traces(agent, &format!("pid={pid}&seconds=1&hz=997"))?;
+        let all = Traces::of(agent, &format!("pid={pid}&seconds=1&hz=997"))?;
         let counts = Counts::of(&all, routes);
         let total = counts.right + counts.wrong + counts.none;
         ensure!(counts.wrong == 0 && total >= LEAST, "{counts:?}");

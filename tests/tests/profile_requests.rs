@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::requests::{Counts, Load, ROUTES, Route, calls, get, traces, worker};
+use e2e::requests::{Counts, Load, ROUTES, Route, calls, get, worker};
 use e2e::traces::Traces;
 use e2e::{Agent, Client, Request, Server};
 
@@ -27,7 +27,7 @@ fn threads_that_serve_one_request_at_a_time_are_labelled() -> Result<()> {
         let server = Server::gunicorn_requests(threads)?;
         let pid = worker(&server)?;
         closing(4).during(&server, || {
-            let all = traces(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
+            let all = Traces::of(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
             let counts = Counts::of(&all, &ROUTES);
             ensure!(counts.right > 200 && counts.wrong == 0, "{counts:?}");
             ensure!(counts.labelled() >= 0.99, "{counts:?}");
@@ -52,7 +52,7 @@ fn an_event_loop_is_labelled_where_one_request_was_alone() -> Result<()> {
             closing: false,
         };
         load.during(&server, || {
-            let all = traces(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
+            let all = Traces::of(&agent, &format!("pid={pid}&seconds=3&hz=499"))?;
             let counts = Counts::of(&all, &ROUTES);
             ensure!(counts.wrong == 0, "{counts:?}");
             Ok(counts)
@@ -83,7 +83,7 @@ fn waits_are_labelled_too() -> Result<()> {
         let pid = worker(&server)?;
         let profile = |query: &str| {
             let query = format!("pid={pid}&seconds=2&type=off_cpu{query}");
-            let profile = || traces(&agent, &query);
+            let profile = || Traces::of(&agent, &query);
             std::thread::scope(|scope| {
                 let profile = scope.spawn(profile);
                 std::thread::sleep(Duration::from_millis(500));
@@ -127,7 +127,7 @@ fn a_profile_is_of_one_route() -> Result<()> {
     let pid = worker(&server)?;
     closing(2).during(&server, || {
         let query = format!("pid={pid}&seconds=1&hz=499&method=GET&route=/a/{{id}}");
-        let of_route = traces(&agent, &query)?;
+        let of_route = Traces::of(&agent, &query)?;
         ensure!(of_route.count(|trace| calls(trace, "spend_a")) > 0.0);
         ensure!(of_route.count(|trace| calls(trace, "spend_b")) == 0.0);
         ensure!(of_route.count(|trace| trace.route != "/a/{id}") == 0.0);
@@ -162,9 +162,9 @@ fn what_is_kept_is_told_apart_by_route_too() -> Result<()> {
     })?;
     let service = &server.service;
     let query = format!("service={service}&from=now-1m");
-    let all = traces(&agent, &query)?;
+    let all = Traces::of(&agent, &query)?;
     for (route, _) in ROUTES {
-        let of_route = traces(&agent, &format!("{query}&route={route}"))?;
+        let of_route = Traces::of(&agent, &format!("{query}&route={route}"))?;
         let (found, expected) = (
             of_route.count(|trace| trace.route == route),
             all.count(|trace| trace.route == route),

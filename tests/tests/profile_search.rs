@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::cluster::{Node, OPENSEARCH};
-use e2e::requests::{Load, calls, traces, worker};
+use e2e::requests::{Load, calls, worker};
 use e2e::traces::Traces;
 use e2e::{Agent, Client, Request, Server};
 
@@ -75,7 +75,7 @@ fn check_samples(agent: &Agent, server: &Server) -> Result<()> {
         closing: true,
     };
     let samples = load.during(server, || {
-        traces(agent, &format!("pid={pid}&seconds=2&hz=499"))
+        Traces::of(agent, &format!("pid={pid}&seconds=2&hz=499"))
     })?;
     for (function, expected) in SPENDING {
         let counts = counts_of(&samples, function);
@@ -100,7 +100,7 @@ fn check_waits(agent: &Agent, server: &Server) -> Result<()> {
         before_ns.insert(function, told(server, function)?);
     }
     let waits = std::thread::scope(|scope| {
-        let profile = scope.spawn(|| traces(agent, &query));
+        let profile = scope.spawn(|| Traces::of(agent, &query));
         std::thread::sleep(Duration::from_millis(500));
         for number in 0..60 {
             for path in ["/a", "/b"] {
@@ -131,7 +131,7 @@ fn check_waits(agent: &Agent, server: &Server) -> Result<()> {
     ensure!(elsewhere == 0.0, "{elsewhere} ns elsewhere");
     let of_search = query.replace("seconds=3", "seconds=1") + "&operation=search";
     let of_search = std::thread::scope(|scope| {
-        let profile = scope.spawn(|| traces(agent, &of_search));
+        let profile = scope.spawn(|| Traces::of(agent, &of_search));
         std::thread::sleep(Duration::from_millis(300));
         for path in ["/a/1", "/b/1", "/a/2"] {
             get(server, path)?;

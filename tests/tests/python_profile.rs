@@ -429,13 +429,8 @@ fn waits_have_their_frames_too() -> Result<()> {
     for python in Python::all()? {
         let what = python.path.display();
         let child = python.start("deep.py", &["60", "20", "sleep"])?;
-        let path = format!(
-            "/debug/pprof/profile?type=off_cpu&seconds=1&pid={}",
-            child.pid()
-        );
-        let file = child.folder().join("x.pb.gz");
-        fs::write(&file, agent.get(&path)?.body)?;
-        let waits = Traces::read_waits(&file)?;
+        let query = format!("type=off_cpu&seconds=1&pid={}", child.pid());
+        let waits = Traces::of(&agent, &query)?;
         let total = waits.count(|_| true);
         let whole = waits.count(|trace| {
             let nested = trace.functions.iter().filter(|name| *name == "nested");
@@ -473,14 +468,9 @@ fn an_interpreter_whose_frames_are_not_read_is_told() -> Result<()> {
     command.arg(prerequisite::workload("split.py")).arg("60");
     let child = ready(Child::spawn("split", command, folder)?)?;
     let agent = Agent::for_profiles()?;
-    let take = || {
-        let path = format!("/debug/pprof/profile?seconds=1&hz=997&pid={}", child.pid());
-        let file = child.folder().join("x.pb.gz");
-        fs::write(&file, agent.get(&path)?.body)?;
-        Traces::read(&file)
-    };
-    take()?;
-    let profile = take()?;
+    let query = format!("seconds=1&hz=997&pid={}", child.pid());
+    Traces::of(&agent, &query)?;
+    let profile = Traces::of(&agent, &query)?;
     let total = profile.count(|_| true);
     let told = profile.count(|trace| trace.unwind == "interpreter");
     println!("{told} of {total}, {:?}", profile.outcomes());
@@ -525,10 +515,8 @@ fn frames_that_cannot_be_read_are_told() -> Result<()> {
 fn stacks_of_programs_that_start_are_told_as_whole_only_with_their_frames() -> Result<()> {
     let agent = Agent::for_profiles()?;
     let python = prerequisite::python("python")?;
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("x.pb.gz");
     let profile = thread::scope(|scope| {
-        let profile = scope.spawn(|| agent.get("/debug/pprof/profile?seconds=4&hz=997"));
+        let profile = scope.spawn(|| Traces::of(&agent, "seconds=4&hz=997"));
         let end = Instant::now() + Duration::from_millis(3500);
         while Instant::now() < end {
             let mut command = Command::new(&python);
@@ -537,8 +525,6 @@ fn stacks_of_programs_that_start_are_told_as_whole_only_with_their_frames() -> R
         }
         profile.join().expect("no panic")
     })?;
-    fs::write(&file, profile.body)?;
-    let profile = Traces::read(&file)?;
     let nested = |trace: &Trace| SHARES.iter().any(|(name, _)| trace.has(name));
     let is_frameless = |trace: &Trace| {
         let loops = ["_PyEval_EvalFrameDefault", "_PyEval_EvalFrameDefault.cold"];
@@ -575,15 +561,12 @@ fn a_service_shows_its_handlers() -> Result<()> {
         let pid = server.pid();
         // Coroutines are entered all the time: two of 10,000 samples come while 3.11 sets up a call and has told
         // of it before anything in it is right. Long enough that chance does not make one of 1,000 of them.
-        let profile = agent.get(&format!("/debug/pprof/profile?seconds=8&hz=997&pid={pid}"));
+        let profile = Traces::of(&agent, &format!("seconds=8&hz=997&pid={pid}"));
         stop.store(true, Relaxed);
         load.join()
             .map_err(|_| anyhow::anyhow!("the load died"))??;
         profile
     })?;
-    let file = server.folder().join("x.pb.gz");
-    fs::write(&file, &profile.body)?;
-    let profile = Traces::read(&file)?;
     let targets: serde_json::Value = serde_json::from_str(&agent.get("/targets")?.text())?;
     let targets = targets["targets"].as_array().context("targets")?;
     let target = targets.iter().find(|target| target["pid"] == server.pid());

@@ -356,13 +356,8 @@ fn the_first_second_of_a_service_is_whole() -> Result<()> {
     let program = Program::start(&programs::SPLIT, &[LIFE])?;
     let name = &program.name;
     let begin = Instant::now();
-    let query = format!("/debug/pprof/profile?seconds=1&hz=997&service={name}");
-    let response = agent.get(&query)?;
+    let profile = Traces::of(&agent, &format!("seconds=1&hz=997&service={name}"))?;
     let lasted = begin.elapsed();
-    ensure!(response.status == 200, "{}", response.text());
-    let file = program.child.folder().join("x.pb.gz");
-    fs::write(&file, response.body)?;
-    let profile = Traces::read(&file)?;
     let total = profile.count(|_| true);
     let whole = profile.count(|sample| sample.unwind == "complete");
     println!("{whole} of {total} in {lasted:?}, {:?}", profile.outcomes());
